@@ -1,0 +1,1 @@
+"""The data: MNIST and its look-alikes, and batches of them."""

@@ -1,0 +1,59 @@
+"""A batch as a pure function of (seed, step), computed inside the graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from research.data.dataset import NUM_CLASSES
+from research.seeds import derive_seed
+
+import tensorflow as tf
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """Number of batches in which each example occurs once; the last may be smaller."""
+    return -(-num_examples // batch_size)
+
+
+def epoch_order(seed: int, epoch: Any, num_examples: int) -> Any:
+    """The order in which an epoch visits the examples: a random permutation, int64 [N].
+
+    It is a function of its arguments, so that no iterator needs to be saved, and any epoch's
+    order can be had at once. (``tf.random.experimental.index_shuffle`` would give single
+    positions of one for less, but TensorFlow 2.21 repeats some where N is 2**16 + 1.)
+
+    Args:
+        seed: the run's seed, 0 to 2**31 - 1.
+        epoch: integer scalar, counted from 0.
+        num_examples: N, at least 1.
+    """
+    positions = tf.range(num_examples, dtype=tf.int64)
+    return tf.random.experimental.stateless_shuffle(positions, derive_seed(seed, "order", epoch))
+
+
+def batch_indices(order: Any, step_in_epoch: Any, batch_size: int) -> Any:
+    """Which examples make up a batch: int64 [B], B at most ``batch_size``.
+
+    Args:
+        order: the epoch's, see ``epoch_order``.
+        step_in_epoch: int64 scalar, counted from 0.
+        batch_size: size of every batch but the epoch's last, which has what remains.
+    """
+    start = step_in_epoch * batch_size
+    return order[start : start + batch_size]
+
+
+def take_batch(images: Any, labels: Any, indices: Any) -> tuple[Any, Any]:
+    """The examples at ``indices``, as the network and the loss want them.
+
+    Args:
+        images: uint8 [N, 28, 28, 1].
+        labels: uint8 [N], 0 to 9.
+        indices: int64 [B].
+
+    Returns:
+        float32 images [B, 28, 28, 1] in 0..1 (the bytes divided by 255), and one-hot float32
+        labels [B, 10].
+    """
+    batch = tf.cast(tf.gather(images, indices), tf.float32) / 255.0
+    return batch, tf.one_hot(tf.cast(tf.gather(labels, indices), tf.int32), NUM_CLASSES)
