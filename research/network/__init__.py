@@ -1,0 +1,1 @@
+"""The network, and the layers that it is made of beyond Keras's own."""

@@ -1,0 +1,125 @@
+"""The network of the reference experiment, as a subclassed Keras model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from research.network.layers import dropout
+
+import numpy as np
+import tensorflow as tf
+
+
+class MnistCNN(tf.keras.Model):
+    """Conv 32, Conv 64, MaxPool, Dropout, Dense, Dropout, Dense 10: 2,380,938 parameters.
+
+    The architecture is that of the well-known Keras script. Called like any Keras model it
+    returns probabilities; training asks for the ``logits`` instead, from which the loss can be
+    computed without loss of precision.
+
+    A model is built as soon as it is constructed: all of its variables exist.
+
+    Args:
+        dense_width: units of the hidden dense layer, at least 1.
+        dropout_rates: fraction dropped after pooling and after the hidden dense layer, each 0
+            to below 1.
+        seed: the initial weights are a function of it.
+        precision: a Keras dtype policy, ``"float32"``, ``"mixed_bfloat16"`` or
+            ``"mixed_float16"``. Variables and logits are float32 in each of them.
+    """
+
+    def __init__(
+        self,
+        dense_width: int = 256,
+        dropout_rates: tuple[float, float] = (0.25, 0.5),
+        seed: int = 0,
+        precision: str = "float32",
+    ) -> None:
+        super().__init__(name="mnist_cnn", dtype=precision)
+        self.dense_width = dense_width
+        self.dropout_rates = dropout_rates
+        # Glorot's initialization, the default of both layers, drawn from seeds of our own.
+        seeds = np.random.SeedSequence(seed).generate_state(4) >> 1
+        start = [tf.keras.initializers.GlorotUniform(seed=int(s)) for s in seeds]
+        layers = tf.keras.layers
+        self.conv1 = layers.Conv2D(
+            32, 3, activation="relu", kernel_initializer=start[0], name="conv1", dtype=precision
+        )
+        self.conv2 = layers.Conv2D(
+            64, 3, activation="relu", kernel_initializer=start[1], name="conv2", dtype=precision
+        )
+        self.pool = layers.MaxPooling2D(2, name="pool", dtype=precision)
+        self.flatten = layers.Flatten(name="flatten", dtype=precision)
+        self.dense1 = layers.Dense(
+            dense_width,
+            activation="relu",
+            kernel_initializer=start[2],
+            name="dense1",
+            dtype=precision,
+        )
+        self.dense2 = layers.Dense(10, kernel_initializer=start[3], name="dense2", dtype=precision)
+        # Keras's own `build` would mark the model as built and create no variable.
+        self(tf.zeros([1, 28, 28, 1]))
+
+    def logits(self, images: Any, training: bool = False, seed: Any = None) -> Any:
+        """The network's output before the softmax.
+
+        Args:
+            images: float32 [B, 28, 28, 1] in 0..1.
+            training: whether dropout is applied.
+            seed: integer [2], decides what is dropped; needed where ``training`` is true. A
+                step gets one from ``state.random_seed("dropout")``.
+
+        Returns:
+            float32 [B, 10].
+
+        Raises:
+            ValueError: if dropout is to be applied and no seed is given.
+        """
+        seeds = self._dropout_seeds(seed) if training else None
+        x = self.conv2(self.conv1(images))
+        x = self.pool(x)
+        if seeds:
+            x = dropout(x, self.dropout_rates[0], seeds[0])
+        x = self.dense1(self.flatten(x))
+        if seeds:
+            x = dropout(x, self.dropout_rates[1], seeds[1])
+        return tf.cast(self.dense2(x), tf.float32)
+
+    def call(self, images: Any, training: bool = False, seed: Any = None) -> Any:
+        """Class probabilities, float32 [B, 10]; the arguments are those of ``logits``."""
+        return tf.nn.softmax(self.logits(images, training, seed))
+
+    def stock_twin(self) -> tf.keras.Sequential:
+        """The same network of Keras's own layers, in float32, with a copy of the weights.
+
+        A file of it can be loaded without this project.
+        """
+        layers = tf.keras.layers
+        first_rate, second_rate = self.dropout_rates
+        twin = tf.keras.Sequential(
+            [
+                tf.keras.Input((28, 28, 1), name="images"),
+                layers.Conv2D(32, 3, activation="relu", name="conv1", dtype="float32"),
+                layers.Conv2D(64, 3, activation="relu", name="conv2", dtype="float32"),
+                layers.MaxPooling2D(2, name="pool", dtype="float32"),
+                layers.Dropout(first_rate, name="dropout1", dtype="float32"),
+                layers.Flatten(name="flatten", dtype="float32"),
+                layers.Dense(self.dense_width, activation="relu", name="dense1", dtype="float32"),
+                layers.Dropout(second_rate, name="dropout2", dtype="float32"),
+                layers.Dense(10, activation="softmax", name="dense2", dtype="float32"),
+            ],
+            name="mnist_cnn",
+        )
+        twin.set_weights(self.get_weights())
+        return twin
+
+    def _dropout_seeds(self, seed: Any) -> list[Any] | None:
+        if not any(self.dropout_rates):
+            return None
+        if seed is None:
+            raise ValueError(
+                "MnistCNN was called with training=True and seed=None: dropout needs a seed; "
+                'in a step, pass seed=state.random_seed("dropout")'
+            )
+        return [tf.random.experimental.stateless_fold_in(seed, n) for n in (0, 1)]
