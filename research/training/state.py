@@ -1,0 +1,137 @@
+"""Everything that training changes or depends on, in one object."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from research.seeds import derive_seed
+
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class State:
+    """What a step works on. Construct it within the strategy's scope.
+
+    Attributes:
+        model: built, with trainable variables. The steps of this project call its
+            ``logits(images, training, seed)``.
+        optimizer: any Keras optimizer. For a float16 model it is wrapped here in
+            ``tf.keras.optimizers.LossScaleOptimizer``, which leaves out the update of a step
+            whose gradients overflow, and adjusts the scale.
+        loss: a function (labels [B, 10], logits [B, 10]) -> [B], each example's loss; the step
+            takes the mean. Of a Keras ``Loss`` with ``reduction="none"``: with any other, Keras
+            would divide by the number of replicas behind the step's back.
+        seed: the run's seed, 0 to 2**31 - 1; with the step it decides all randomness.
+        clip_norm: gradients whose global norm is larger are scaled down to it; None for never.
+        strategy: where and on how many replicas steps run.
+        step: int64 variable, the number of steps done.
+        share: this replica's part of the batch, 0 to 1; None where there is one replica. Set by
+            ``train``; a step has no need of it.
+    """
+
+    model: Any
+    optimizer: Any
+    loss: Any
+    seed: int = 0
+    clip_norm: float | None = None
+    strategy: Any = dataclasses.field(default_factory=tf.distribute.get_strategy)
+    step: Any = dataclasses.field(
+        default_factory=lambda: tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+    )
+    share: Any = None
+
+    def __post_init__(self) -> None:
+        if not self.model.trainable_variables:
+            raise ValueError(
+                f"the model {self.model.name!r} has no trainable variables, so nothing would be "
+                "trained; call it once on a batch before you construct the State"
+            )
+        if getattr(self.loss, "reduction", None) not in (None, "none"):
+            raise ValueError(
+                f"the loss has reduction={self.loss.reduction!r}; give it reduction='none' and "
+                "take tf.reduce_mean of it in the step"
+            )
+        if self.model.compute_dtype == "float16" and not self._scales_loss():
+            scaled = tf.keras.optimizers.LossScaleOptimizer(self.optimizer)
+            object.__setattr__(self, "optimizer", scaled)
+        if not self.optimizer.built:
+            self.optimizer.build(self.model.trainable_variables)
+
+    def random_seed(self, name: str) -> Any:
+        """A seed for this step's random numbers, int64 [2], different on every replica.
+
+        Give it to TensorFlow's stateless functions, such as ``tf.random.stateless_uniform``.
+        Python's or NumPy's random numbers would be drawn once, while the step is traced, and
+        stay the same in all steps.
+
+        Args:
+            name: what the numbers are for; other names give other numbers.
+        """
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return derive_seed(self.seed, name, self.step, replica)
+
+    def gradients(self, tape: tf.GradientTape, loss: Any) -> list[Any]:
+        """The gradients of this replica's loss, one for each trainable variable.
+
+        Args:
+            tape: has recorded the computation of ``loss``.
+            loss: scalar.
+
+        Returns:
+            Tensors shaped as the variables. Where a loss scale is in use, it multiplies the loss
+            on the way back, so that small float16 gradients survive, and is divided out here.
+
+        Raises:
+            ValueError: if the loss does not depend on some variable.
+        """
+        variables = self.model.trainable_variables
+        scale = self._loss_scale()
+        seed = None if scale is None else tf.cast(scale, loss.dtype)
+        gradients = tape.gradient(loss, [v.value for v in variables], output_gradients=seed)
+        unconnected = [v.path for v, g in zip(variables, gradients, strict=True) if g is None]
+        if unconnected:
+            raise ValueError(
+                f"the loss does not depend on {', '.join(unconnected)}: compute it from the "
+                "model's output within the tape, without leaving TensorFlow"
+            )
+        return gradients if scale is None else [g / scale for g in gradients]
+
+    def update(self, gradients: list[Any]) -> dict[str, Any]:
+        """Averages the gradients over the replicas, clips them, and changes the weights.
+
+        Args:
+            gradients: as ``self.gradients`` returns them.
+
+        Returns:
+            What is worth logging: ``learning_rate``, that of this update, ``gradient_norm``, the
+            global norm before clipping, and ``loss_scale`` where there is one. With a loss scale
+            the norm of a step that is left out is given as 0.
+        """
+        measured = {"learning_rate": self.optimizer.learning_rate}
+        replicas = self.strategy.num_replicas_in_sync
+        if self.share is not None:
+            # A replica without an example has a share of 0 and gradients of 0 / 0.
+            weighted = [tf.math.multiply_no_nan(g, self.share) for g in gradients]
+            context = tf.distribute.get_replica_context()
+            gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, weighted)
+        norm = tf.linalg.global_norm(gradients)
+        measured["gradient_norm"] = norm
+        if self.clip_norm is not None:
+            gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm, use_norm=norm)
+        scale = self._loss_scale()
+        if scale is not None:
+            measured["gradient_norm"] = tf.where(tf.math.is_finite(norm), norm, 0.0)
+            measured["loss_scale"] = tf.identity(scale)
+            gradients = [g * scale for g in gradients]  # the optimizer will divide by it
+        if replicas > 1:
+            gradients = [g / replicas for g in gradients]  # the optimizer will sum over them
+        self.optimizer.apply(gradients, self.model.trainable_variables)
+        return measured
+
+    def _scales_loss(self) -> bool:
+        return isinstance(self.optimizer, tf.keras.optimizers.LossScaleOptimizer)
+
+    def _loss_scale(self) -> Any:
+        return self.optimizer.scale_loss(tf.constant(1.0)) if self._scales_loss() else None

@@ -1,0 +1,35 @@
+"""On how many replicas a step runs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from research.errors import InputError
+
+import tensorflow as tf
+
+
+def make_strategy(name: Literal["default", "mirrored"], batch_size: int) -> Any:
+    """A ``tf.distribute`` strategy: one replica, or one on each GPU.
+
+    On a machine without a GPU ``"mirrored"`` divides the CPU into two logical devices, so that
+    code for several replicas can be tried anywhere. That must come before TensorFlow is used.
+
+    Raises:
+        InputError: if a batch has fewer examples than there are replicas.
+    """
+    if name == "default":
+        return tf.distribute.get_strategy()
+    if not tf.config.list_physical_devices("GPU"):
+        (cpu,) = tf.config.list_physical_devices("CPU")
+        if tf.config.get_logical_device_configuration(cpu) is None:
+            half = tf.config.LogicalDeviceConfiguration()
+            tf.config.set_logical_device_configuration(cpu, [half, half])
+    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    devices = [device.name for device in tf.config.list_logical_devices(kind)]
+    if batch_size < len(devices):
+        raise InputError(
+            f"--batch-size {batch_size}: --strategy {name} has {len(devices)} replicas here; "
+            "give each at least one example"
+        )
+    return tf.distribute.MirroredStrategy(devices)
