@@ -1,0 +1,100 @@
+"""Reading a digit from an image file, the way MNIST's own digits were prepared."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from pathlib import Path
+
+from research.errors import InputError
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+
+@dataclasses.dataclass(frozen=True)
+class Digit:
+    """An image as the network wants it.
+
+    Attributes:
+        pixels: uint8 [28, 28, 1], light ink on a dark background as in MNIST.
+        inverted: whether the file showed dark ink on a light background.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    inverted: bool
+
+
+def read_digit(path: Path) -> Digit:
+    """Reads an image file of any size, mode and format that Pillow knows.
+
+    Dark ink on a light background is recognised by the border and inverted. An image of 28x28
+    is otherwise taken as it is; any other is prepared as LeCun et al. describe for MNIST: the
+    ink is scaled to fit 20x20 pixels, keeping its proportions, and its centre of mass is put in
+    the middle of 28x28.
+
+    Raises:
+        InputError: if there is no such file, it is no image, or it shows nothing.
+    """
+    grey = _greyscale(path)
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    inverted = bool(np.median(border) > 127.5)
+    if inverted:
+        grey = 255 - grey
+    if grey.max() - grey.min() < 16:
+        raise InputError(f"{path}: the image is blank; give one that shows a digit")
+    if grey.shape != (28, 28):
+        grey = _centred(grey - grey.min())
+    return Digit(np.rint(grey).astype(np.uint8)[..., np.newaxis], inverted)
+
+
+def _greyscale(path: Path) -> npt.NDArray[np.float64]:
+    """The image's brightness, [height, width], 0 to 255."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                image = ImageOps.exif_transpose(file)
+                image.load()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; give an image file") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning) as error:
+        raise InputError(
+            f"{path}: not an image that can be read ({' '.join(str(error).split())}); give a PNG, "
+            "JPEG or another common image file"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path}: the image is too large ({error}); scale it down") from error
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, np.float64)
+        if image.mode.startswith("I;16") or values.max() > 255:
+            values = values / 257  # 65535 is white
+        elif image.mode == "F" and values.max() <= 1:
+            values = values * 255
+        return np.clip(values, 0, 255)
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        colour = np.asarray(image.convert("RGBA"), np.float64)
+        alpha = colour[..., 3] / 255
+        brightness = colour[..., :3] @ (0.299, 0.587, 0.114)
+        # What shows through is taken to be the opposite of the ink.
+        ink = np.average(brightness, weights=alpha) if alpha.any() else 0.0
+        behind = 255.0 if ink < 127.5 and alpha.min() < 1 else 0.0
+        return np.asarray(brightness * alpha + behind * (1 - alpha))
+    return np.asarray(image.convert("L"), np.float64)
+
+
+def _centred(grey: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The ink in ``grey``, on 0, scaled to fit 20x20 and centred by mass: [28, 28]."""
+    rows, columns = np.nonzero(grey > grey.max() / 4)
+    box = grey[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    height, width = (max(1, round(side * 20 / max(box.shape))) for side in box.shape)
+    ink = Image.fromarray(box.astype(np.float32))
+    small = np.asarray(ink.resize((width, height), Image.Resampling.BILINEAR), np.float64)
+    small = small * (255 / small.max())
+    y, x = (np.average(np.indices(small.shape)[axis], weights=small) for axis in (0, 1))
+    top = int(np.clip(round(13.5 - y), 0, 28 - height))
+    left = int(np.clip(round(13.5 - x), 0, 28 - width))
+    canvas = np.zeros((28, 28))
+    canvas[top : top + height, left : left + width] = small
+    return canvas
