@@ -1,0 +1,114 @@
+"""What a running experiment shows: lines, progress, and nothing that TensorFlow mutters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from research.stderr import DivertedStderr
+from research.training.train import Report
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+# Without a terminal a line is printed after each epoch, and otherwise at most so often.
+SECONDS_BETWEEN_LINES = 20
+
+
+class Screen:
+    """Prints to standard output, and keeps a copy of every line for the run's log.
+
+    While it is entered, standard error is diverted, see ``DivertedStderr``.
+    """
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._stderr = DivertedStderr()
+
+    def say(self, line: str) -> None:
+        """Prints a line; above the progress bar, where there is one."""
+        self.console.print(line, markup=False)
+        self._stderr.write(line)
+
+    def log_to(self, path: Path) -> None:
+        """Puts everything so far, and from now on, into a file."""
+        self._stderr.continue_in(path)
+
+    def log(self, text: str) -> None:
+        """Adds text to the log alone."""
+        self._stderr.write(text)
+
+    def __enter__(self) -> Screen:
+        self._stderr.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stderr.__exit__(kind, error, traceback)
+
+
+class TrainingProgress:
+    """A live line with epoch, step, loss, accuracy, examples per second and time left.
+
+    Where standard output is no terminal, plain lines appear instead, now and then.
+
+    Args:
+        screen: where to show it.
+        epochs: number of epochs in all.
+        steps: number of steps in all.
+        done: number of steps done before.
+    """
+
+    def __init__(self, screen: Screen, epochs: int, steps: int, done: int = 0) -> None:
+        self._screen = screen
+        self._epochs = epochs
+        self._steps = steps
+        self._last_line = time.monotonic()
+        self._live = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+            console=screen.console,
+            disable=not screen.console.is_terminal,
+            transient=True,
+        )
+        self._task = self._live.add_task("compiling", total=steps, completed=done, figures="")
+
+    def show(self, report: Report) -> None:
+        """Brings the display up to a report."""
+        epoch = f"epoch {report.epoch}/{self._epochs}"
+        figures = f"step {report.step}/{self._steps}"
+        for name in ("loss", "accuracy"):
+            if name in report.metrics:
+                figures += f"  {name} {report.metrics[name]:.4f}"
+        figures += f"  {report.examples_per_second:,.0f} examples/s"
+        self._live.update(self._task, completed=report.step, description=epoch, figures=figures)
+        due = time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES
+        if not self._screen.console.is_terminal and (due or report.epoch_ended):
+            self._last_line = time.monotonic()
+            self._screen.say(f"{epoch}  {figures}")
+
+    def show_validation(self, epoch: int, figures: Mapping[str, float]) -> None:
+        """Prints a line that stays, with the figures measured after an epoch."""
+        values = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        self._screen.say(f"epoch {epoch}/{self._epochs}  validation  {values}")
+
+    def __enter__(self) -> TrainingProgress:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._live.stop()
