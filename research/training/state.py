@@ -25,6 +25,7 @@ class State:
             would divide by the number of replicas behind the step's back.
         seed: the run's seed, 0 to 2**31 - 1; with the step it decides all randomness.
         clip_norm: gradients whose global norm is larger are scaled down to it; None for never.
+        options: whatever a step wants to look up, such as the experiment's configuration.
         strategy: where and on how many replicas steps run.
         step: int64 variable, the number of steps done.
         share: this replica's part of the batch, 0 to 1; None where there is one replica. Set by
@@ -36,6 +37,7 @@ class State:
     loss: Any
     seed: int = 0
     clip_norm: float | None = None
+    options: Any = None
     strategy: Any = dataclasses.field(default_factory=tf.distribute.get_strategy)
     step: Any = dataclasses.field(
         default_factory=lambda: tf.Variable(0, dtype=tf.int64, trainable=False, name="step")

@@ -1,0 +1,39 @@
+"""The verbs that work on what was trained: ``python -m research --help``."""
+
+from __future__ import annotations
+
+import sys
+
+from research.config import parse_errors_in_one_line
+from research.errors import InputError
+from research.recording.screen import Screen
+from research.tools.bench import Bench
+from research.tools.evaluate import Evaluate
+from research.tools.predict import Predict
+
+import tyro
+
+
+def main() -> None:
+    """Runs one verb; exits with status 2 and one line of explanation after bad input."""
+    message = ""
+    with Screen() as screen:
+        try:
+            with parse_errors_in_one_line():
+                verb: Evaluate | Predict | Bench = tyro.cli(
+                    Evaluate | Predict | Bench,
+                    prog="python -m research",
+                    description="Work on what an experiment has trained.",
+                )
+            verb.run(screen)
+        except InputError as error:
+            message = f"error: {error}"
+        except KeyboardInterrupt:
+            sys.exit(130)
+    if message:
+        print(message, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The verb ``bench``: this loop beside Keras's own ``fit``, on the same machine in one run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+from research.config import require
+from research.data.dataset import NUM_CLASSES, Dataset
+from research.data.mnist import load_mnist
+from research.network.mnist_cnn import MnistCNN
+from research.recording.screen import Screen
+from research.tools.load_experiment import EXPERIMENTS, load_experiment
+from research.training.train import train
+
+import tensorflow as tf
+import tyro
+from rich.table import Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Measure steps per second and peak memory against Keras fit. Let nothing else run."""
+
+    experiment: Annotated[Path, tyro.conf.Positional] = EXPERIMENTS / "mnist_cnn.py"
+    """The file of the experiment whose step is measured."""
+    blocks: int = 5
+    """Blocks of each kind; they alternate, so that a slow moment of the machine hits both."""
+    steps: int = 60
+    """Steps in a block."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    only: Literal["ours", "fit"] | None = None
+    """Run one block of one kind and print its peak memory in MiB; used for that figure."""
+
+    def __post_init__(self) -> None:
+        require("blocks", self.blocks, self.blocks >= 2, "give at least 2")
+        require("steps", self.steps, 1 <= self.steps <= 400, "give 1 to 400")
+
+    def run(self, screen: Screen) -> None:
+        """Measures and prints."""
+        config_type, _, _ = load_experiment(self.experiment)
+        batch_size = config_type().batch_size
+        data = load_mnist(screen.say)
+        ours = our_blocks(self.experiment, data, self.steps)
+        fit = fit_blocks(data, batch_size, self.steps)
+        if self.only is not None:
+            next(ours if self.only == "ours" else fit)
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+            return
+        # A process keeps its peak: memory is measured in processes of their own.
+        memory = {kind: self._peak_memory(kind) for kind in ("ours", "fit")}
+        speeds: dict[str, list[float]] = {"ours": [], "fit": []}
+        next(ours), next(fit)  # these warm up
+        for block in range(1, self.blocks + 1):
+            speeds["ours"].append(self.steps / next(ours))
+            speeds["fit"].append(self.steps / next(fit))
+            if not self.json:
+                figures = ", ".join(f"{kind} {s[-1]:.2f}" for kind, s in speeds.items())
+                screen.say(f"block {block}/{self.blocks}  steps per second: {figures}")
+        ratios = [a / b for a, b in zip(speeds["ours"], speeds["fit"], strict=True)]
+        if self.json:
+            result = {"steps_per_second": speeds, "ratio": ratios, "peak_memory_mib": memory}
+            print(json.dumps(result, indent=2))
+            return
+        table = Table("", "this loop", "Keras fit", "ratio")
+        table.add_row("steps per second", mean(speeds["ours"]), mean(speeds["fit"]), mean(ratios))
+        table.add_row(
+            "peak memory, MiB",
+            str(memory["ours"]),
+            str(memory["fit"]),
+            f"{memory['ours'] / memory['fit']:.2f}",
+        )
+        screen.console.print(table)
+        screen.say(
+            f"{self.experiment}, batch {batch_size}; mean ± standard deviation, n = {self.blocks}"
+        )
+
+    def _peak_memory(self, kind: str) -> int:
+        command = [sys.executable, "-m", "research", "bench", str(self.experiment)]
+        command += ["--only", kind]
+        command += ["--steps", str(self.steps)]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return int(output.split()[-1])
+
+
+def mean(values: list[float]) -> str:
+    """Mean and standard deviation, for reading."""
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def our_blocks(experiment: Path, data: Dataset, steps: int) -> Iterator[float]:
+    """The seconds that each block of ``steps`` steps of an experiment takes."""
+    config_type, build, step = load_experiment(experiment)
+    config = config_type()
+    state = build(config, steps)
+    done, seconds = 0, 0.0
+    for report in train(
+        state, step, data.train, epochs=10**6, batch_size=config.batch_size, report_every=steps
+    ):
+        seconds += report.seconds
+        done += len(next(iter(report.history.values())))
+        if done >= steps:
+            yield seconds / done * steps
+            done, seconds = 0, 0.0
+
+
+def fit_blocks(data: Dataset, batch_size: int, steps: int) -> Iterator[float]:
+    """The seconds that ``fit`` takes for ``steps`` steps of the well-known Keras script."""
+    model = MnistCNN().stock_twin()
+    model.compile(
+        tf.keras.optimizers.Adadelta(1.0, rho=0.95, epsilon=1e-7),
+        loss="categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+    images = data.train.images.astype("float32") / 255
+    labels = tf.keras.utils.to_categorical(data.train.labels, NUM_CLASSES)
+    count = steps * batch_size
+    while True:
+        begun = time.perf_counter()
+        model.fit(images[:count], labels[:count], batch_size=batch_size, verbose=0)
+        yield time.perf_counter() - begun

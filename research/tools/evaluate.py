@@ -1,0 +1,104 @@
+"""The verb ``evaluate``: every figure about a trained model, as tables or as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+from research.data.dataset import NUM_CLASSES
+from research.data.formats import read_dataset
+from research.data.mnist import load_mnist
+from research.errors import InputError
+from research.recording.screen import Screen
+from research.results.evaluation import Evaluation, evaluate
+from research.results.export import load_h5
+
+import tyro
+from rich.table import Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a trained model on a test set: loss, accuracy, classes, calibration, mistakes."""
+
+    run_or_h5: Annotated[Path, tyro.conf.Positional]
+    """A run directory, or an mnist.h5."""
+    data: Path | None = None
+    """A Keras-style .npz or a folder of IDX files. Default: what the run used, or MNIST."""
+    json: bool = False
+    """Print JSON instead of tables."""
+
+    def run(self, screen: Screen) -> None:
+        """Evaluates and prints.
+
+        Raises:
+            InputError: if there is no model or no data to be read.
+        """
+        model, data = self.run_or_h5, self.data
+        if model.is_dir():
+            data = data or _data_of_run(model)
+            model = model / "mnist.h5"
+        loaded = load_h5(model)
+        say = (lambda line: None) if self.json else screen.say
+        dataset = load_mnist(say) if data is None else read_dataset(data)
+        evaluation = evaluate(loaded, dataset.test)
+        if self.json:
+            facts = {"model": str(model), "data": dataset.source}
+            print(json.dumps(facts | dataclasses.asdict(evaluation), indent=2))
+        else:
+            say(f"{model} on the test set of {dataset.source}")
+            for table in tables(evaluation):
+                screen.console.print(table)
+
+
+def _data_of_run(run: Path) -> Path | None:
+    try:
+        config = json.loads((run / "config.json").read_text())
+        return None if config["data"] is None else Path(config["data"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{run}: not a run directory, its config.json can't be read; name a directory under "
+            "runs/, or an mnist.h5"
+        ) from error
+
+
+def tables(evaluation: Evaluation) -> list[Table]:
+    """The figures of an evaluation as tables for the terminal."""
+    low, high = evaluation.accuracy_interval
+    summary = Table("figure", "value", title="Summary", title_justify="left")
+    summary.add_row("test loss", f"{evaluation.loss:.4f}")
+    summary.add_row("test accuracy", f"{evaluation.accuracy:.4f}")
+    summary.add_row("95% interval", f"{low:.4f} to {high:.4f}")
+    summary.add_row("calibration error", f"{evaluation.calibration_error:.4f}")
+    summary.add_row("examples", f"{evaluation.examples:,}")
+
+    classes = Table("digit", title="Classes", title_justify="left")
+    confusion = Table("truth", title="Confusion: truth by prediction", title_justify="left")
+    for heading in ("precision", "recall", "examples"):
+        classes.add_column(heading, justify="right")
+    for digit in range(NUM_CLASSES):
+        confusion.add_column(str(digit), justify="right")
+        classes.add_row(
+            str(digit),
+            f"{evaluation.precision[digit]:.4f}",
+            f"{evaluation.recall[digit]:.4f}",
+            f"{evaluation.support[digit]:,}",
+        )
+        row = evaluation.confusion[digit]
+        cells = [str(n) if n else "." for n in row]
+        cells[digit] = f"[bold]{row[digit]}[/bold]"
+        confusion.add_row(str(digit), *cells)
+
+    wrong = Table("test image", title="Most confidently wrong", title_justify="left")
+    for heading in ("truth", "prediction", "confidence"):
+        wrong.add_column(heading, justify="right")
+    for mistake in evaluation.most_wrong:
+        wrong.add_row(
+            str(mistake.index),
+            str(mistake.label),
+            str(mistake.predicted),
+            f"{mistake.confidence:.4f}",
+        )
+    return [summary, classes, confusion, wrong]
