@@ -1,0 +1,117 @@
+"""What the tests share: small data that can be learned, and one small finished run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import research
+from research.data.dataset import Dataset, Split
+from research.network.mnist_cnn import MnistCNN
+from research.training.state import State
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+REPOSITORY = Path(research.__file__).parents[1]
+EXPERIMENTS = REPOSITORY / "experiments"
+
+# Two logical CPUs, so that several replicas can be tested in this process; before first use.
+(_cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(_cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+
+def make_split(count: int, name: str = "train", seed: int = 0) -> Split:
+    """Images that a network learns quickly: each class is a bright block in its own place."""
+    rng = np.random.default_rng([seed, count])
+    labels = (np.arange(count) % 10).astype(np.uint8)
+    images = rng.integers(0, 60, (count, 28, 28, 1), np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        row, column = divmod(int(label), 4)
+        image[2 + 8 * row : 8 + 8 * row, 1 + 7 * column : 6 + 7 * column] += 180
+    return Split(images, labels, name)
+
+
+def save_npz(dataset: Dataset, path: Path) -> Path:
+    """Writes a data set the way Keras keeps MNIST."""
+    np.savez_compressed(
+        path,
+        x_train=dataset.train.images[..., 0],
+        y_train=dataset.train.labels,
+        x_test=dataset.test.images[..., 0],
+        y_test=dataset.test.labels,
+    )
+    return path
+
+
+def make_state(
+    dropout_rates: tuple[float, float] = (0.25, 0.5),
+    seed: int = 0,
+    learning_rate: Any = 1.0,
+    **options: Any,
+) -> State:
+    """A state with a small network and the reference's optimizer and loss."""
+    return State(
+        model=MnistCNN(8, dropout_rates, seed, options.pop("precision", "float32")),
+        optimizer=tf.keras.optimizers.Adadelta(learning_rate, rho=0.95, epsilon=1e-7),
+        loss=tf.keras.losses.CategoricalCrossentropy(from_logits=True, reduction="none"),
+        seed=seed,
+        **options,
+    )
+
+
+def run_python(
+    *arguments: str | Path, cwd: Path, timeout: float = 200
+) -> subprocess.CompletedProcess[str]:
+    """Runs Python as a user would, and returns what it printed."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Dataset:
+    """300 training and 100 test examples."""
+    return Dataset(make_split(300), make_split(100, "test", seed=1), "made up")
+
+
+@pytest.fixture(scope="session")
+def data_file(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same data set as an .npz file."""
+    return save_npz(dataset, tmp_path_factory.mktemp("data") / "made-up.npz")
+
+
+@pytest.fixture(scope="session")
+def finished_run(data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a small run of the reference experiment; what it printed is in stdout."""
+    folder = tmp_path_factory.mktemp("run")
+    result = run_python(
+        *(EXPERIMENTS / "mnist_cnn.py", "--data", data_file, "--epochs", "3"),
+        *("--batch-size", "32", "--log-every", "4", "--holdout", "50", "--dense-width", "16"),
+        cwd=folder,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    (run,) = (folder / "runs" / "mnist_cnn").iterdir()
+    (folder / "stdout").write_text(result.stdout)
+    (folder / "stderr").write_text(result.stderr)
+    return run
+
+
+@pytest.fixture
+def step() -> Callable[[State, Any, Any], dict[str, Any]]:
+    """The reference experiment's step."""
+    from research.tools.load_experiment import load_experiment
+
+    return load_experiment(EXPERIMENTS / "mnist_cnn.py")[2]

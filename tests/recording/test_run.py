@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from research.config import Config
+from research.errors import InputError
+from research.files import sha256
+from research.recording.run import Run
+
+import pytest
+from conftest import EXPERIMENTS
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
+
+EXPERIMENT = EXPERIMENTS / "mnist_cnn.py"
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_can_be_understood_and_repeated_from_its_directory(finished_run: Path) -> None:
+    names = {path.name for path in finished_run.iterdir()}
+    assert names - {"uncommitted.diff"} == {
+        *("config.json", "environment.json", "command.txt", "mnist_cnn.py", "metrics.jsonl"),
+        *("train", "validation", "log.txt", "mnist.h5", "mnist.h5.sha256", "evaluation.json"),
+    }
+    config = json.loads((finished_run / "config.json").read_text())
+    assert config["epochs"] == 3
+    assert config["learning_rate"] == 1.0
+    assert config["experiment"] == "mnist_cnn"
+    environment = json.loads((finished_run / "environment.json").read_text())
+    assert environment["packages"]["tensorflow"].startswith("2.21")
+    assert set(environment) >= {"python", "cpu", "cores", "threads", "flags", "git"}
+    assert " --epochs 3 " in (finished_run / "command.txt").read_text()
+    assert (finished_run / "mnist_cnn.py").read_text() == EXPERIMENT.read_text()
+    digest = (finished_run / "mnist.h5.sha256").read_text().split()[0]
+    assert digest == sha256(finished_run / "mnist.h5")
+    evaluation = json.loads((finished_run / "evaluation.json").read_text())
+    assert evaluation["finished"] is True
+    assert evaluation["steps"] == 24
+    assert evaluation["examples"] == 100
+
+
+def test_metrics_cover_every_step_once(finished_run: Path) -> None:
+    train = [line for line in lines(finished_run) if line["split"] == "train"]
+    validation = [line for line in lines(finished_run) if line["split"] == "validation"]
+    assert [line["step"] for line in train] == [4, 8, 12, 16, 20, 24]
+    assert [line["step"] for line in validation] == [8, 16, 24]
+
+
+def test_tensorboard_shows_what_metrics_jsonl_says(finished_run: Path) -> None:
+    for split in ("train", "validation"):
+        accumulator = EventAccumulator(str(finished_run / split))
+        accumulator.Reload()
+        written = [line for line in lines(finished_run) if line["split"] == split]
+        tags = set(written[0]) - {"split", "step", "seconds"}
+        assert set(accumulator.Tags()["tensors"]) == tags
+        for tag in tags:
+            events = accumulator.Tensors(tag)
+            assert [event.step for event in events] == [line["step"] for line in written]
+            values = [float(tensor_util.make_ndarray(event.tensor_proto)) for event in events]
+            assert values == pytest.approx([line[tag] for line in written], rel=1e-6)
+
+
+def test_runs_started_in_the_same_second_have_directories_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = [Run(Config(), EXPERIMENT) for _ in range(5)]
+    assert len({run.path for run in runs}) == 5
+    assert all(run.path.parent == Path("runs/mnist_cnn") for run in runs)
+    for run in runs:
+        run.__exit__(None, None, None)
+
+
+def test_an_existing_directory_is_never_written_to(tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    with pytest.raises(InputError, match="taken: it exists"):
+        Run(Config(run_dir=taken), EXPERIMENT)
+    assert list(taken.iterdir()) == []

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from research.errors import InputError
+from research.results.images import read_digit
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from conftest import make_split
+from PIL import Image, ImageDraw
+
+
+def drawing(size: tuple[int, int], ink: int = 255, paper: int = 0) -> Image.Image:
+    """A thick 7, left of and above the middle."""
+    image = Image.new("L", size, paper)
+    width, height = size
+    line = [(0.2, 0.15), (0.6, 0.15), (0.35, 0.7)]
+    points = [(x * width, y * height) for x, y in line]
+    ImageDraw.Draw(image).line(points, fill=ink, width=max(2, width // 12), joint="curve")
+    return image
+
+
+def centre(pixels: npt.NDArray[np.uint8]) -> tuple[float, float]:
+    ink = pixels[..., 0].astype(float)
+    y, x = (float(np.average(np.indices(ink.shape)[axis], weights=ink)) for axis in (0, 1))
+    return y, x
+
+
+def test_a_28x28_image_is_taken_as_it_is(tmp_path: Path) -> None:
+    pixels = make_split(1).images[0]
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "digit.png")
+    digit = read_digit(tmp_path / "digit.png")
+    np.testing.assert_array_equal(digit.pixels, pixels)
+    assert not digit.inverted
+
+
+@pytest.mark.parametrize("size", [(12, 12), (100, 100), (640, 480), (300, 900), (28, 29)])
+def test_any_size_is_scaled_to_20x20_and_centred_by_mass(
+    size: tuple[int, int], tmp_path: Path
+) -> None:
+    drawing(size).save(tmp_path / "digit.png")
+    pixels = read_digit(tmp_path / "digit.png").pixels
+    assert pixels.shape == (28, 28, 1)
+    assert pixels.max() == 255
+    rows, columns = np.nonzero(pixels[..., 0])
+    assert max(np.ptp(rows), np.ptp(columns)) + 1 in (19, 20)
+    assert centre(pixels) == pytest.approx((13.5, 13.5), abs=1.0)
+
+
+MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "I;16", "F"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dark_on_light", [False, True])
+def test_every_mode_shows_the_same_digit(mode: str, dark_on_light: bool, tmp_path: Path) -> None:
+    image = drawing((120, 120), *((0, 255) if dark_on_light else (255, 0)))
+    expected = read_digit_of(image, tmp_path / "expected.png").pixels
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    elif mode == "I":
+        image = Image.fromarray(np.asarray(image).astype(np.int32) * 257)
+    else:
+        image = image.convert(mode)
+    digit = read_digit_of(image, tmp_path / "image.tiff")
+    assert digit.inverted == dark_on_light
+    np.testing.assert_allclose(digit.pixels.astype(int), expected.astype(int), atol=3)
+
+
+@pytest.mark.parametrize("ink", [0, 255])
+def test_ink_on_a_transparent_ground_is_seen(ink: int, tmp_path: Path) -> None:
+    shape = drawing((120, 120))
+    image = Image.new("RGBA", shape.size, (ink, ink, ink, 0))
+    image.putalpha(shape)
+    expected = read_digit_of(shape, tmp_path / "expected.png").pixels
+    np.testing.assert_allclose(
+        read_digit_of(image, tmp_path / "image.png").pixels.astype(int),
+        expected.astype(int),
+        atol=3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        (b"", "not an image"),
+        (b"not an image at all", "not an image"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(50), "not an image"),
+    ],
+)
+def test_what_is_no_image_is_refused(content: bytes | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "digit.png"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"digit\.png: .*{message}") as error:
+        read_digit(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_blank_image_is_refused(tmp_path: Path) -> None:
+    Image.new("L", (50, 50), 250).save(tmp_path / "blank.png")
+    with pytest.raises(InputError, match="blank"):
+        read_digit(tmp_path / "blank.png")
+
+
+def read_digit_of(image: Image.Image, path: Path):  # type: ignore[no-untyped-def]
+    image.save(path)
+    return read_digit(path)

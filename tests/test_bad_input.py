@@ -1,0 +1,270 @@
+"""Bad input ends with one clear line and status 2, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import gzip
+import runpy
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from research.data.dataset import Dataset
+from research.data.formats import IDX_STEMS
+from research.network.mnist_cnn import MnistCNN
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import EXPERIMENTS, make_split, run_python
+from PIL import Image
+
+MakeFile = Callable[[Path], Path]
+
+
+def run(program: str | Path, arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
+    """Runs a program in this process; returns the one line that it complains with."""
+    before = sys.argv
+    sys.argv = [str(program), *arguments]
+    try:
+        with pytest.raises(SystemExit) as stop:
+            if program == "research":
+                runpy.run_module("research", run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(str(program), run_name="__main__")
+    finally:
+        sys.argv = before
+    assert stop.value.code == 2
+    stderr = capfd.readouterr().err
+    assert stderr.startswith("error: ")
+    assert stderr.count("\n") == 1, stderr
+    assert "Traceback" not in stderr
+    return stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--epchs 3", ["--epchs", "--epochs"]),
+        ("--epochs 0", ["--epochs 0", "at least 1"]),
+        ("--epochs many", ["--epochs", "many"]),
+        ("--epochs", ["--epochs"]),
+        ("--batch-size -5", ["--batch-size -5", "at least 1"]),
+        ("--learning-rate nan", ["--learning-rate nan", "above 0"]),
+        ("--learning-rate 0", ["--learning-rate 0", "above 0"]),
+        ("--clip-norm -1", ["--clip-norm -1", "above 0"]),
+        ("--decay exponential", ["--decay", "exponential", "cosine"]),
+        ("--warmup-epochs 5 --epochs 4", ["--warmup-epochs 5", "4 of --epochs"]),
+        ("--precision float8", ["--precision", "float8", "mixed_bfloat16"]),
+        ("--strategy tpu", ["--strategy", "tpu", "mirrored"]),
+        ("--strategy mirrored --batch-size 1", ["--batch-size 1", "2 replicas"]),
+        ("--seed -1", ["--seed -1", "2147483647"]),
+        ("--seed 2147483648", ["--seed 2147483648"]),
+        ("--steps-per-call 0", ["--steps-per-call 0"]),
+        ("--log-every 0", ["--log-every 0"]),
+        ("--dense-width 0", ["--dense-width 0"]),
+        ("--dropout 0.5 1", ["--dropout 1", "below 1"]),
+        ("--holdout -1", ["--holdout -1"]),
+        ("--holdout 10 --examples 10", ["--holdout 10", "--examples 10"]),
+        ("--examples 0", ["--examples 0"]),
+        ("surplus", ["surplus"]),
+        ("--data nowhere.npz", ["nowhere.npz", "no such file"]),
+        ("--run-dir taken", ["--run-dir taken", "exists"]),
+        ("--run-dir taken/file/below", ["taken/file/below", "can't be created"]),
+        ("--data data.npz --holdout 300", ["--holdout 300", "1 to 299"]),
+    ],
+)
+def test_options(
+    options: str,
+    words: list[str],
+    data_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken").mkdir()
+    Path("taken/file").touch()
+    Path("data.npz").symlink_to(data_file)
+    before = sorted(tmp_path.rglob("*"))
+    if "--data" not in options:
+        options = f"--data data.npz {options}"
+    message = run(EXPERIMENTS / "mnist_cnn.py", options.split(), capfd)
+    for word in words:
+        assert word in message
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def npz(**changes: Any) -> MakeFile:
+    def make(folder: Path) -> Path:
+        split = make_split(20)
+        images, labels = split.images[..., 0], split.labels
+        arrays: dict[str, Any] = dict(x_train=images, y_train=labels, x_test=images, y_test=labels)
+        arrays = {k: v for k, v in (arrays | changes).items() if v is not None}
+        np.savez_compressed(folder / "bad.npz", **arrays)
+        return folder / "bad.npz"
+
+    return make
+
+
+def truncated_npz(folder: Path) -> Path:
+    path = npz()(folder)
+    path.write_bytes(path.read_bytes()[:-500])
+    return path
+
+
+def flipped_npz(folder: Path) -> Path:
+    path = npz()(folder)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 255
+    path.write_bytes(content)
+    return path
+
+
+def other_file(content: bytes) -> MakeFile:
+    def make(folder: Path) -> Path:
+        (folder / "bad.npz").write_bytes(content)
+        return folder / "bad.npz"
+
+    return make
+
+
+def idx_folder(name: str, change: Callable[[bytes], bytes]) -> MakeFile:
+    def make(folder: Path) -> Path:
+        split = make_split(20)
+        for stem in IDX_STEMS:
+            array = split.images[..., 0] if "images" in stem else split.labels
+            header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+            content = gzip.compress(header + array.tobytes())
+            if stem == name:
+                content = change(content)
+            if content:
+                (folder / f"{stem}.gz").write_bytes(content)
+        return folder
+
+    return make
+
+
+def recompressed(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    return lambda content: gzip.compress(change(gzip.decompress(content)))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (npz(y_test=None), ["bad.npz", "y_test"]),
+        (npz(x_train=np.zeros((20, 28, 27), np.uint8)), ["bad.npz", "(20, 28, 27)"]),
+        (npz(x_train=np.zeros((0, 28, 28), np.uint8)), ["bad.npz", "(0, 28, 28)"]),
+        (npz(x_train=np.zeros((20, 28, 28), np.float32)), ["bad.npz", "float32", "uint8"]),
+        (npz(y_train=np.eye(10)[np.arange(20) % 10]), ["bad.npz", "one-hot"]),
+        (npz(y_train=np.arange(20)), ["bad.npz", "0 to 19", "0..9"]),
+        (npz(y_train=np.full(20, -1)), ["bad.npz", "-1"]),
+        (npz(y_train=np.zeros(19, np.uint8)), ["bad.npz", "(19,)", "20 images"]),
+        (npz(y_train=np.array([{}] * 20, object)), ["bad.npz"]),
+        (truncated_npz, ["bad.npz", "download it again"]),
+        (flipped_npz, ["bad.npz", "download it again"]),
+        (other_file(b"hello"), ["bad.npz", "download it again"]),
+        (other_file(b""), ["bad.npz", "download it again"]),
+        (idx_folder("t10k-labels-idx1-ubyte", lambda content: b""), ["t10k-labels-idx1-ubyte"]),
+        (
+            idx_folder("train-images-idx3-ubyte", lambda content: content[:-100]),
+            ["train-images-idx3-ubyte.gz", "download it again"],
+        ),
+        (
+            idx_folder("train-images-idx3-ubyte", recompressed(lambda content: content[:-100])),
+            ["train-images-idx3-ubyte.gz", "promises 15680 bytes"],
+        ),
+        (
+            idx_folder("train-labels-idx1-ubyte", recompressed(lambda content: b"\0\0\x0d\1")),
+            ["train-labels-idx1-ubyte.gz", "00000d01"],
+        ),
+        (
+            idx_folder("train-labels-idx1-ubyte", recompressed(lambda content: content[:5])),
+            ["train-labels-idx1-ubyte.gz", "header"],
+        ),
+        (
+            idx_folder("train-labels-idx1-ubyte", lambda content: b"plain"),
+            ["train-labels-idx1-ubyte.gz", "can't be read"],
+        ),
+    ],
+)
+def test_data(
+    make: MakeFile,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    message = run(EXPERIMENTS / "mnist_cnn.py", ["--data", str(make(tmp_path / "data"))], capfd)
+    for word in words:
+        assert word in message
+    assert list(Path.cwd().iterdir()) == []
+
+
+def h5_of(model: Any) -> MakeFile:
+    def make(folder: Path) -> Path:
+        model().save(folder / "model.h5")
+        return folder / "model.h5"
+
+    return make
+
+
+def written(name: str, content: bytes) -> MakeFile:
+    def make(folder: Path) -> Path:
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return make
+
+
+def empty_h5(folder: Path) -> Path:
+    with h5py.File(folder / "model.h5", "w"):
+        return folder / "model.h5"
+
+
+def other_network() -> Any:
+    return tf.keras.Sequential([tf.keras.Input((4,)), tf.keras.layers.Dense(3)])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda folder: folder / "nothing.h5", ["nothing.h5", "no such file"]),
+        (lambda folder: folder, ["not a run directory"]),
+        (written("model.h5", b"not HDF5"), ["model.h5", "not a model"]),
+        (written("model.h5", b""), ["model.h5", "not a model"]),
+        (empty_h5, ["model.h5", "not a model"]),
+        (h5_of(other_network), ["model.h5", "(None, 4)"]),
+    ],
+)
+def test_evaluate(
+    make: MakeFile, words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    message = run("research", ["evaluate", str(make(tmp_path))], capfd)
+    for word in words:
+        assert word in message
+
+
+def test_predict(tmp_path: Path, capfd: pytest.CaptureFixture[str], dataset: Dataset) -> None:
+    MnistCNN(8).stock_twin().save(tmp_path / "mnist.h5")
+    Image.fromarray(dataset.test.images[0, ..., 0]).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    model, good, bad = (str(tmp_path / name) for name in ("mnist.h5", "good.png", "bad.png"))
+    assert "bad.png" in run("research", ["predict", model, good, bad], capfd)
+    assert "good.png" in run("research", ["predict", good, good], capfd)
+    assert "no image" in run("research", ["predict", model], capfd)
+    assert "transmogrify" in run("research", ["transmogrify"], capfd)
+
+
+def test_as_a_user_would_see_it(tmp_path: Path) -> None:
+    result = run_python(EXPERIMENTS / "mnist_cnn.py", "--epochs", "0", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        "error: --epochs 0: give a whole number of at least 1 (--help explains the options)\n"
+    )
+    assert list(tmp_path.iterdir()) == []

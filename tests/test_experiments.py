@@ -1,0 +1,161 @@
+"""What a user sees who runs the experiments."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import EXPERIMENTS, REPOSITORY, run_python
+
+
+def test_the_screen_shows_what_the_seed_prints_and_nothing_else(finished_run: Path) -> None:
+    folder = finished_run.parents[2]
+    assert (folder / "stderr").read_text() == ""
+    stdout = (folder / "stdout").read_text()
+    for line in (
+        r"train images \(250, 28, 28, 1\), labels \(250,\)",
+        r"holdout images \(50, 28, 28, 1\), labels \(50,\)",
+        r"test images \(100, 28, 28, 1\), labels \(100,\)",
+        r"epoch 1/3  step 8/24  loss \d\.\d+  accuracy \d\.\d+  [\d,]+ examples/s",
+        r"epoch 3/3  validation  loss \d\.\d+  accuracy \d\.\d+",
+        r"Training finished successfully\.",
+        r"Test loss: \d\.\d{4}",
+        r"Test accuracy: \d\.\d{4} \(95% interval \d\.\d{4} to \d\.\d{4}\)",
+        r"Saved model: runs/mnist_cnn/\d{8}-\d{6}-0/mnist\.h5",
+        r"Watch metrics: tensorboard --logdir runs",
+    ):
+        assert re.search(rf"^{line}$", stdout, re.MULTILINE), line
+    log = (finished_run / "log.txt").read_text()
+    assert "Training finished successfully." in log
+    # Our own lines are marked; the others are what TensorFlow had to say.
+    assert any(line and not line.startswith("| ") for line in log.splitlines())
+
+
+def test_evaluate_gives_the_figures_of_the_run(finished_run: Path) -> None:
+    result = run_python("-m", "research", "evaluate", finished_run, "--json", cwd=REPOSITORY)
+    assert (result.returncode, result.stderr) == (0, "")
+    found = json.loads(result.stdout)
+    recorded = json.loads((finished_run / "evaluation.json").read_text())
+    for key in ("loss", "accuracy", "accuracy_interval", "confusion", "calibration_error"):
+        assert found[key] == recorded[key]
+    shown = run_python("-m", "research", "evaluate", finished_run / "mnist.h5", cwd=REPOSITORY)
+    assert shown.returncode == 0, shown.stderr
+    for words in ("test accuracy", "95% interval", "calibration error", "Confusion", "precision"):
+        assert words in shown.stdout
+
+
+def test_predict_says_the_digit_of_an_image(finished_run: Path, tmp_path: Path) -> None:
+    import numpy as np
+    from conftest import make_split
+    from PIL import Image
+
+    pixels = make_split(1).images[0, ..., 0]
+    Image.fromarray(pixels).save(tmp_path / "light.png")
+    Image.fromarray(255 - pixels).save(tmp_path / "dark.png")
+    files = (tmp_path / "light.png", tmp_path / "dark.png")
+    command = ("-m", "research", "predict", finished_run / "mnist.h5", *files)
+    light, dark = json.loads(run_python(*command, "--json", cwd=tmp_path).stdout)
+    assert (light["inverted"], dark["inverted"]) == (False, True)
+    assert light["probabilities"] == dark["probabilities"]
+    assert light["digit"] == int(np.argmax(light["probabilities"]))
+    assert sum(light["probabilities"]) == pytest.approx(1, abs=1e-4)
+    shown = run_python(*command, cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "dark.png: dark on light, inverted" in shown.stdout
+
+
+@pytest.mark.parametrize("name", ["label_smoothing", "mixup"])
+def test_a_variant_runs_and_its_diff_shows_only_the_idea(
+    name: str, data_file: Path, tmp_path: Path
+) -> None:
+    command = ["diff", str(EXPERIMENTS / "mnist_cnn.py"), str(EXPERIMENTS / f"{name}.py")]
+    diff = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    assert len([line for line in diff.splitlines() if line.startswith("<")]) <= 5
+    result = run_python(
+        EXPERIMENTS / f"{name}.py", "--data", data_file, "--epochs", "1", cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Training finished successfully." in result.stdout
+
+
+def test_what_a_step_prints_is_seen(data_file: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "changed.py"
+    text = (EXPERIMENTS / "mnist_cnn.py").read_text()
+    changed.write_text(
+        text.replace(
+            "    gradients = ", '    tf.print("seen from within", state.step)\n    gradients = '
+        )
+    )
+    result = run_python(changed, "--data", data_file, "--epochs", "1", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stderr.splitlines() == [f"seen from within {step}" for step in range(3)]
+
+
+def test_ctrl_c_ends_a_run_with_what_there_is(data_file: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [
+            *(sys.executable, EXPERIMENTS / "mnist_cnn.py", "--data", data_file),
+            *("--epochs", "10000", "--run-dir", tmp_path / "run", "--log-every", "1000"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stdout + stderr
+    assert stderr == ""
+    stopped = re.search(r"Stopped by Ctrl-C after (\d+) of \d+ steps: saving", stdout)
+    assert stopped
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert evaluation["finished"] is False
+    assert evaluation["steps"] == int(stopped[1])
+    assert (tmp_path / "run" / "mnist.h5").exists()
+    train = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert max(line["step"] for line in train) == int(stopped[1])
+
+
+@pytest.mark.parametrize("options", [("--strategy", "mirrored"), ("--precision", "mixed_float16")])
+def test_other_ways_to_run(options: tuple[str, str], data_file: Path, tmp_path: Path) -> None:
+    result = run_python(
+        *(EXPERIMENTS / "mnist_cnn.py", "--data", data_file, "--epochs", "1", *options),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stderr == ""
+
+
+@pytest.mark.slow
+def test_one_epoch_of_real_mnist_reaches_97_percent(tmp_path: Path) -> None:
+    result = run_python(
+        EXPERIMENTS / "mnist_cnn.py", "--epochs", "1", "--run-dir", "run", cwd=tmp_path, timeout=900
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "train images (60000, 28, 28, 1), labels (60000,)" in result.stdout
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert evaluation["examples"] == 10_000
+    assert evaluation["accuracy"] > 0.97
+
+
+@pytest.mark.slow
+def test_bench_measures_both_loops(tmp_path: Path) -> None:
+    result = run_python(
+        *("-m", "research", "bench", "--blocks", "2", "--steps", "5", "--json"), cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = json.loads(result.stdout[result.stdout.index("{") :])
+    assert len(found["ratio"]) == 2
+    assert found["peak_memory_mib"]["ours"] > 100
