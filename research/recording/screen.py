@@ -12,6 +12,7 @@ from research.training.train import Report
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 # Without a terminal a line is printed after each epoch, and otherwise at most so often.
 SECONDS_BETWEEN_LINES = 20
@@ -68,33 +69,31 @@ class TrainingProgress:
     def __init__(self, screen: Screen, epochs: int, steps: int, done: int = 0) -> None:
         self._screen = screen
         self._epochs = epochs
-        self._steps = steps
         self._last_line = time.monotonic()
+        bar = [BarColumn()] if screen.console.width >= 110 else []
         self._live = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(compact=True),
+            *bar,
+            TimeRemainingColumn(compact=True, table_column=Column(min_width=5, no_wrap=True)),
             TextColumn("left"),
             console=screen.console,
             disable=not screen.console.is_terminal,
             transient=True,
         )
-        self._task = self._live.add_task("compiling", total=steps, completed=done, figures="")
+        self._task = self._live.add_task("compiling the step", total=steps, completed=done)
 
     def show(self, report: Report) -> None:
         """Brings the display up to a report."""
-        epoch = f"epoch {report.epoch}/{self._epochs}"
-        figures = f"step {report.step}/{self._steps}"
+        line = f"epoch {report.epoch}/{self._epochs}  step {report.step:,}"
         for name in ("loss", "accuracy"):
             if name in report.metrics:
-                figures += f"  {name} {report.metrics[name]:.4f}"
-        figures += f"  {report.examples_per_second:,.0f} examples/s"
-        self._live.update(self._task, completed=report.step, description=epoch, figures=figures)
+                line += f"  {name} {report.metrics[name]:.4f}"
+        line += f"  {report.examples_per_second:,.0f} examples/s"
+        self._live.update(self._task, completed=report.step, description=line)
         due = time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES
         if not self._screen.console.is_terminal and (due or report.epoch_ended):
             self._last_line = time.monotonic()
-            self._screen.say(f"{epoch}  {figures}")
+            self._screen.say(line)
 
     def show_validation(self, epoch: int, figures: Mapping[str, float]) -> None:
         """Prints a line that stays, with the figures measured after an epoch."""

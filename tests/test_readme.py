@@ -1,0 +1,72 @@
+"""The README says what is so."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+from research.config import Config
+
+from conftest import EXPERIMENTS, REPOSITORY, run_python
+
+README = (REPOSITORY / "README.md").read_text()
+
+
+def table(heading: str) -> list[list[str]]:
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows[2:]]
+
+
+def test_the_table_of_options_is_complete() -> None:
+    documented = {row[0].strip("`"): row[1] for row in table("Options")}
+    actual = {}
+    for field in dataclasses.fields(Config):
+        default = field.default
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        actual["--" + field.name.replace("_", "-")] = shown
+    assert documented == actual
+
+
+def test_the_glossary_is_complete(finished_run: Path) -> None:
+    documented = {
+        (row[0].strip("`"), split)
+        for row in table("What TensorBoard shows")
+        for split in row[1].split(", ")
+    }
+    written = set()
+    for line in (finished_run / "metrics.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        split = values.pop("split")
+        written |= {(name, split) for name in values if name not in ("step", "seconds")}
+    assert documented - {("loss_scale", "train")} == written
+
+
+def test_the_table_of_files_is_complete(finished_run: Path) -> None:
+    cells = " ".join(row[0] for row in table("What a run gives you"))
+    documented = {name.rstrip("/") for name in re.findall(r"`([^`]+)`", cells)}
+    there = {path.name for path in finished_run.iterdir()}
+    assert documented == there | {"uncommitted.diff"}
+
+
+def test_the_worked_example_works(data_file: Path, tmp_path: Path) -> None:
+    example = README.split("```python\n")[1].split("```")[0]
+    reference = (EXPERIMENTS / "mnist_cnn.py").read_text()
+    changed, count = re.subn(
+        r"def step\(.*?\n\n\n", lambda match: example + "\n\n", reference, flags=re.DOTALL
+    )
+    assert count == 1
+    (tmp_path / "harder_half.py").write_text(changed)
+    command = ("harder_half.py", "--data", data_file, "--epochs", "1", "--run-dir", "run")
+    result = run_python(*command, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss_harder"] > first["loss"]
+
+
+def test_the_commands_at_the_top_are_what_ci_runs() -> None:
+    first, second = re.findall(r"^    (pip .*)$", README, re.MULTILINE)[:2]
+    assert first == "pip install -e . && python experiments/mnist_cnn.py"
+    assert second in (REPOSITORY / ".ci" / "run").read_text()
