@@ -13,7 +13,6 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 # Lines of TensorFlow's and absl's loggers, below the severity "fatal", and lines that go on
@@ -50,12 +49,7 @@ class DivertedStderr:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         _flush()
         os.dup2(self._screen, 2)
         self._closing.set()

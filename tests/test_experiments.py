@@ -47,7 +47,7 @@ def test_evaluate_gives_the_figures_of_the_run(finished_run: Path) -> None:
         assert found[key] == recorded[key]
     shown = run_python("-m", "research", "evaluate", finished_run / "mnist.h5", cwd=REPOSITORY)
     assert shown.returncode == 0, shown.stderr
-    for words in ("test accuracy", "95% interval", "calibration error", "Confusion", "precision"):
+    for words in ("test accuracy", "95% interval", "calibration error", "Confusion", "taken for"):
         assert words in shown.stdout
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 from research.stderr import DivertedStderr
 from research.training.train import Report
@@ -45,13 +44,8 @@ class Screen:
         self._stderr.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stderr.__exit__(kind, error, traceback)
+    def __exit__(self, *error: object) -> None:
+        self._stderr.__exit__(*error)
 
 
 class TrainingProgress:
@@ -104,10 +98,5 @@ class TrainingProgress:
         self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._live.stop()

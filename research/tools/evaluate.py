@@ -15,8 +15,13 @@ from research.recording.screen import Screen
 from research.results.evaluation import Evaluation, evaluate
 from research.results.export import load_h5
 
+import numpy as np
+import numpy.typing as npt
 import tyro
+from rich.columns import Columns
+from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Evaluate:
             say(f"{model} on the test set of {dataset.source}")
             for table in tables(evaluation):
                 screen.console.print(table)
+            screen.console.print(pictures(evaluation, dataset.test.images), soft_wrap=False)
 
 
 def _data_of_run(run: Path) -> Path | None:
@@ -90,15 +96,22 @@ def tables(evaluation: Evaluation) -> list[Table]:
         cells = [str(n) if n else "." for n in row]
         cells[digit] = f"[bold]{row[digit]}[/bold]"
         confusion.add_row(str(digit), *cells)
+    return [summary, classes, confusion]
 
-    wrong = Table("test image", title="Most confidently wrong", title_justify="left")
-    for heading in ("truth", "prediction", "confidence"):
-        wrong.add_column(heading, justify="right")
+
+def pictures(evaluation: Evaluation, images: npt.NDArray[np.uint8]) -> Columns:
+    """The most confidently wrong examples, drawn in characters.
+
+    Args:
+        evaluation: of the split that ``images`` belong to.
+        images: uint8 [N, 28, 28, 1].
+    """
+    drawn = []
     for mistake in evaluation.most_wrong:
-        wrong.add_row(
-            str(mistake.index),
-            str(mistake.label),
-            str(mistake.predicted),
-            f"{mistake.confidence:.4f}",
-        )
-    return [summary, classes, confusion, wrong]
+        # Two rows of pixels make one of characters, which are twice as high as wide.
+        pixels = images[mistake.index, 3:25, 3:25, 0].reshape(11, 2, 22).mean(1)
+        shades = np.array(list(" ░▒▓█"))[np.minimum(pixels * 5 / 255, 4).astype(int)]
+        told = f"\n{mistake.label} taken for {mistake.predicted}, {mistake.confidence:.4f}"
+        text = "\n".join(map("".join, shades)) + told
+        drawn.append(Panel(Text(text), title=f"test image {mistake.index}", expand=False))
+    return Columns(drawn, title="Most confidently wrong")

@@ -73,7 +73,7 @@ def test_runs_started_in_the_same_second_have_directories_of_their_own(
     assert len({run.path for run in runs}) == 5
     assert all(run.path.parent == Path("runs/mnist_cnn") for run in runs)
     for run in runs:
-        run.__exit__(None, None, None)
+        run.__exit__()
 
 
 def test_an_existing_directory_is_never_written_to(tmp_path: Path) -> None:
