@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import struct
-import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,10 @@ def read_dataset(path: Path) -> Dataset:
         InputError: if the path is neither, or a file is missing, damaged, or holds something
             other than uint8 images of 28x28 pixels with labels from 0 to 9.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         files = [_find_idx(path, stem) for stem in IDX_STEMS]
         arrays = [read_idx(file) for file in files]
-    elif path.is_file():
+    elif os.path.isfile(path):
         files = [path] * 4
         arrays = read_npz(path)
     else:
@@ -105,10 +105,13 @@ def read_npz(path: Path) -> list[npt.NDArray[Any]]:
                     f"{path}: no array {', '.join(missing)}; a Keras-style .npz holds "
                     f"{', '.join(NPZ_KEYS)}"
                 )
-            return [archive[key] for key in NPZ_KEYS]
+            arrays = [archive[key] for key in NPZ_KEYS]
+            if not all(isinstance(array, np.ndarray) for array in arrays):
+                raise ValueError("a member is no array")
+            return arrays
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # a damaged archive makes zipfile and NumPy raise nearly anything
         raise InputError(
             f"{path}: not a readable .npz archive, or a damaged one ({_one_line(error)}); "
             "download it again, or give a folder of IDX files"
@@ -133,6 +136,8 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
             f"{path}: not an IDX file of unsigned bytes (it starts with '{content[:4].hex()}', "
             "expected '000008..'); download it again"
         )
+    if content[3] not in (1, 3):
+        raise InputError(f"{path}: has {content[3]} dimensions, not 1 or 3; download it again")
     start = 4 + 4 * content[3]
     if len(content) < start:
         raise InputError(f"{path}: ends within its header; download it again")
@@ -148,7 +153,7 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
 def _find_idx(folder: Path, stem: str) -> Path:
     names = [s + ending for s in (stem, stem.replace("-idx", ".idx")) for ending in ("", ".gz")]
     for name in names:
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):
             return folder / name
     raise InputError(f"{folder}: no file {stem} or {stem}.gz in it; put the four IDX files there")
 

