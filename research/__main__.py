@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from research.config import parse_errors_in_one_line
-from research.errors import InputError
+from research.errors import InputError, NonFiniteError
 from research.recording.screen import Screen
 from research.tools.bench import Bench
 from research.tools.evaluate import Evaluate
@@ -26,7 +26,7 @@ def main() -> None:
                     description="Work on what an experiment has trained.",
                 )
             verb.run(screen)
-        except InputError as error:
+        except (InputError, NonFiniteError) as error:
             message = f"error: {error}"
         except KeyboardInterrupt:
             sys.exit(130)

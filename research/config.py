@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,7 +45,7 @@ class Config:
     dropout: tuple[float, float] = (0.25, 0.5)
     """Fraction dropped after pooling, and after the hidden dense layer."""
     seed: int = 0
-    """Decides initial weights, batches and dropout."""
+    """Decides initial weights, batches, dropout, and what is held out."""
     steps_per_call: int = 10
     """Steps in one call of the compiled function; changes speed, never the result."""
     log_every: int = 20
@@ -65,11 +64,12 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "steps_per_call", "log_every", "dense_width"):
             value = getattr(self, name)
-            require(name, value, value >= 1, "give a whole number of at least 1")
+            require(name, value, 1 <= value < 2**31, "give a whole number of at least 1")
         for name in ("learning_rate", "clip_norm"):
             value = getattr(self, name)
-            valid = value is None or (math.isfinite(value) and value > 0)
-            require(name, value, valid, "give a finite number above 0")
+            # Smaller or larger ones are 0 or infinity in float32.
+            valid = value is None or 1e-37 < value < 1e38
+            require(name, value, valid, "give a number above 0 that float32 can hold")
         for rate in self.dropout:
             require("dropout", rate, 0 <= rate < 1, "give two rates of at least 0 and below 1")
         require("seed", self.seed, 0 <= self.seed < 2**31, "give 0 to 2147483647")
@@ -78,7 +78,8 @@ class Config:
         require("warmup_epochs", warmup, 0 <= warmup <= self.epochs, within)
         require("holdout", self.holdout, self.holdout >= 0, "give 0 for none, or more")
         if (examples := self.examples) is not None:
-            require("examples", examples, examples >= 1, "give a whole number of at least 1")
+            valid = 1 <= examples < 2**31
+            require("examples", examples, valid, "give a whole number of at least 1")
             left = f"--examples {examples} would leave nothing to train on; hold out fewer"
             require("holdout", self.holdout, self.holdout < examples, left)
 
@@ -130,8 +131,9 @@ def parse_errors_in_one_line() -> Iterator[None]:
 
 
 def _unboxed(box: str) -> str:
-    lines = [line.strip("│ ") for line in box.splitlines() if line[:1] == "│"]
-    message, *rest = re.split(r" ?─+ ?", " ".join(lines))
+    # The box is drawn with lines, or where the terminal's encoding has none, with | and -.
+    lines = [line.strip("│| ") for line in box.splitlines() if line[:1] in ("│", "|")]
+    message, *rest = re.split(r" ?(?:─{3,}|-{3,}) ?", " ".join(lines))
     message = re.sub(r"^Error parsing (?:[A-Z]\w*: )?", "", message).rstrip(". ")
     similar = re.match(r"Perhaps you meant: (\S+)", rest[0]) if rest else None
     hint = f"did you mean {similar[1]}? " if similar else ""

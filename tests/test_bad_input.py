@@ -6,6 +6,7 @@ import gzip
 import runpy
 import struct
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,11 @@ def run(program: str | Path, arguments: list[str], capfd: pytest.CaptureFixture[
         ("--batch-size -5", ["--batch-size -5", "at least 1"]),
         ("--learning-rate nan", ["--learning-rate nan", "above 0"]),
         ("--learning-rate 0", ["--learning-rate 0", "above 0"]),
+        ("--learning-rate 1e-46", ["--learning-rate 1e-46", "float32"]),
+        ("--batch-size 9223372036854775808", ["--batch-size 9223372036854775808"]),
+        ("--data " + 300 * "x", ["xxx", "no such file"]),
+        ("--run-dir " + 300 * "x", ["xxx", "can't be created"]),
+        ("--run-dir dangling", ["--run-dir dangling", "exists"]),
         ("--clip-norm -1", ["--clip-norm -1", "above 0"]),
         ("--decay exponential", ["--decay", "exponential", "cosine"]),
         ("--warmup-epochs 5 --epochs 4", ["--warmup-epochs 5", "4 of --epochs"]),
@@ -87,6 +93,7 @@ def test_options(
     monkeypatch.chdir(tmp_path)
     Path("taken").mkdir()
     Path("taken/file").touch()
+    Path("dangling").symlink_to("nowhere")
     Path("data.npz").symlink_to(data_file)
     before = sorted(tmp_path.rglob("*"))
     if "--data" not in options:
@@ -107,6 +114,18 @@ def npz(**changes: Any) -> MakeFile:
         return folder / "bad.npz"
 
     return make
+
+
+def npy(folder: Path) -> Path:
+    np.save(folder / "bad.npy", np.zeros(3))
+    return (folder / "bad.npy").rename(folder / "bad.npz")
+
+
+def npz_with_plain_member(folder: Path) -> Path:
+    path = npz(x_train=None)(folder)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("x_train", b"no array")
+    return path
 
 
 def truncated_npz(folder: Path) -> Path:
@@ -164,6 +183,12 @@ def recompressed(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
         (npz(y_train=np.zeros(19, np.uint8)), ["bad.npz", "(19,)", "20 images"]),
         (npz(y_train=np.array([{}] * 20, object)), ["bad.npz"]),
         (truncated_npz, ["bad.npz", "download it again"]),
+        (npy, ["bad.npz", "download it again"]),
+        (npz_with_plain_member, ["bad.npz", "download it again"]),
+        (
+            idx_folder("train-labels-idx1-ubyte", recompressed(lambda content: b"\0\0\x08\x7f")),
+            ["train-labels-idx1-ubyte.gz", "127 dimensions"],
+        ),
         (flipped_npz, ["bad.npz", "download it again"]),
         (other_file(b"hello"), ["bad.npz", "download it again"]),
         (other_file(b""), ["bad.npz", "download it again"]),
@@ -231,15 +256,55 @@ def other_network() -> Any:
     return tf.keras.Sequential([tf.keras.Input((4,)), tf.keras.layers.Dense(3)])
 
 
+def unbuilt_network() -> Any:
+    return tf.keras.Sequential([tf.keras.layers.Flatten(), tf.keras.layers.Dense(10)])
+
+
+def network_of_logits() -> Any:
+    layers = tf.keras.layers
+    return tf.keras.Sequential(
+        [tf.keras.Input((28, 28, 1)), layers.Flatten(), layers.Dense(10, bias_initializer="ones")]
+    )
+
+
+def network_with_nan() -> Any:
+    twin = MnistCNN(8).stock_twin()
+    twin.layers[-1].bias.assign(np.full(10, np.nan))
+    return twin
+
+
+def network_with_lambda() -> Any:
+    layers = tf.keras.layers
+    return tf.keras.Sequential(
+        [
+            tf.keras.Input((28, 28, 1)),
+            layers.Flatten(),
+            layers.Lambda(lambda x: x),
+            layers.Dense(10, activation="softmax"),
+        ]
+    )
+
+
+def undecodable_digest(folder: Path) -> Path:
+    path = h5_of(lambda: MnistCNN(8).stock_twin())(folder)
+    (folder / "model.h5.sha256").write_bytes(b"\xff\xfe")
+    return path
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda folder: folder / "nothing.h5", ["nothing.h5", "no such file"]),
         (lambda folder: folder, ["not a run directory"]),
-        (written("model.h5", b"not HDF5"), ["model.h5", "not a model"]),
-        (written("model.h5", b""), ["model.h5", "not a model"]),
-        (empty_h5, ["model.h5", "not a model"]),
-        (h5_of(other_network), ["model.h5", "(None, 4)"]),
+        (written("model.h5", b"not HDF5"), ["model.h5", "not a model of this kind"]),
+        (written("model.h5", b""), ["model.h5", "not a model of this kind"]),
+        (empty_h5, ["model.h5", "not a model of this kind"]),
+        (h5_of(other_network), ["model.h5", "not a model of this kind"]),
+        (h5_of(unbuilt_network), ["model.h5", "not a model of this kind"]),
+        (h5_of(network_of_logits), ["model.h5", "probabilities"]),
+        (h5_of(network_with_nan), ["model.h5", "probabilities"]),
+        (h5_of(network_with_lambda), ["model.h5", "not a model of this kind"]),
+        (undecodable_digest, ["model.h5", "not a model of this kind"]),
     ],
 )
 def test_evaluate(
@@ -259,6 +324,24 @@ def test_predict(tmp_path: Path, capfd: pytest.CaptureFixture[str], dataset: Dat
     assert "good.png" in run("research", ["predict", good, good], capfd)
     assert "no image" in run("research", ["predict", model], capfd)
     assert "transmogrify" in run("research", ["transmogrify"], capfd)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no such file"),
+        ("def", "not a program"),
+        ("import nowhere", "not a program"),
+        ("x = 1", "Config"),
+    ],
+)
+def test_bench(
+    content: str | None, words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "experiment.py"
+    if content is not None:
+        file.write_text(content)
+    assert words in run("research", ["bench", str(file)], capfd)
 
 
 def test_as_a_user_would_see_it(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 from research.data.dataset import NUM_CLASSES, Split
+from research.errors import NonFiniteError
 
 import numpy as np
 import numpy.typing as npt
@@ -69,10 +70,16 @@ def predict_probabilities(
     """The model's probabilities, float32 [N, 10], for uint8 images [N, 28, 28, 1].
 
     ``batch_size`` bounds the memory needed.
+
+    Raises:
+        NonFiniteError: if the model answers with NaN, as one with such weights does.
     """
     forward = _compiled(model)
     batches = [forward(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
-    return np.concatenate([batch.numpy() for batch in batches])
+    probabilities = np.concatenate([batch.numpy() for batch in batches])
+    if not np.isfinite(probabilities).all():
+        raise NonFiniteError("the model's probabilities became nan: its training has diverged")
+    return probabilities
 
 
 # A model is evaluated after every epoch, and should be traced for it once.

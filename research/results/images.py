@@ -55,17 +55,21 @@ def _greyscale(path: Path) -> npt.NDArray[np.float64]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
-                image = ImageOps.exif_transpose(file)
-                image.load()
+                grey = _brightness(ImageOps.exif_transpose(file))
+        if not np.isfinite(grey).all():
+            raise ValueError("it holds NaN or infinity")
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; give an image file") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning) as error:
+    except Exception as error:  # Pillow's readers raise errors of many kinds for a damaged file
         raise InputError(
             f"{path}: not an image that can be read ({' '.join(str(error).split())}); give a PNG, "
             "JPEG or another common image file"
         ) from error
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path}: the image is too large ({error}); scale it down") from error
+    return grey
+
+
+def _brightness(image: Image.Image) -> npt.NDArray[np.float64]:
+    """The brightness of an image of any mode, [height, width], 0 to 255."""
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, np.float64)
         if image.mode.startswith("I;16") or values.max() > 255:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -41,28 +42,32 @@ class Evaluate:
         Raises:
             InputError: if there is no model or no data to be read.
         """
-        model, data = self.run_or_h5, self.data
-        if model.is_dir():
-            data = data or _data_of_run(model)
+        model, data, examples = self.run_or_h5, self.data, None
+        if os.path.isdir(model):
+            if data is None:
+                data, examples = _data_of_run(model)
             model = model / "mnist.h5"
         loaded = load_h5(model)
         say = (lambda line: None) if self.json else screen.say
         dataset = load_mnist(say) if data is None else read_dataset(data)
-        evaluation = evaluate(loaded, dataset.test)
+        test = dataset.first(examples).test
+        evaluation = evaluate(loaded, test)
         if self.json:
             facts = {"model": str(model), "data": dataset.source}
             print(json.dumps(facts | dataclasses.asdict(evaluation), indent=2))
         else:
-            say(f"{model} on the test set of {dataset.source}")
+            say(f"{model} on {len(test):,} test examples of {dataset.source}")
             for table in tables(evaluation):
                 screen.console.print(table)
-            screen.console.print(pictures(evaluation, dataset.test.images), soft_wrap=False)
+            screen.console.print(pictures(evaluation, test.images), soft_wrap=False)
 
 
-def _data_of_run(run: Path) -> Path | None:
+def _data_of_run(run: Path) -> tuple[Path | None, int | None]:
+    """The ``--data`` and ``--examples`` of a run."""
     try:
         config = json.loads((run / "config.json").read_text())
-        return None if config["data"] is None else Path(config["data"])
+        data, examples = config["data"], config["examples"]
+        return None if data is None else Path(data), None if examples is None else int(examples)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{run}: not a run directory, its config.json can't be read; name a directory under "

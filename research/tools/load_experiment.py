@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +22,14 @@ def load_experiment(file: Path) -> tuple[type[Config], Callable[[Config, int], S
     Raises:
         InputError: if the file is missing or defines something else.
     """
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise InputError(f"{file}: no such file; name an experiment, such as mnist_cnn.py")
-    names = runpy.run_path(str(file), run_name=file.stem)
     try:
+        names = runpy.run_path(str(file), run_name=file.stem)
         return names["Config"], names["build"], names["step"]
     except KeyError as error:
         raise InputError(
             f"{file}: it defines no {error.args[0]}; an experiment has Config, build and step"
         ) from error
+    except (SyntaxError, ImportError, ValueError) as error:
+        raise InputError(f"{file}: not a program that Python can load ({error})") from error

@@ -25,7 +25,8 @@ np.save(out, model.predict(data["x"], batch_size=64, verbose=0))
 loss, accuracy = model.evaluate(data["x"], data["y"], batch_size=64, verbose=0)
 history = model.fit(data["x"], data["y"], epochs=3, batch_size=16, verbose=0).history["loss"]
 print(json.dumps({
-    "loss": loss, "accuracy": accuracy, "history": history, "optimizer": model.optimizer.name,
+    "loss": loss, "accuracy": accuracy, "history": history,
+    "optimizer": [model.optimizer.name, float(model.optimizer.learning_rate)],
     "layers": [type(layer).__name__ for layer in model.layers],
     "project": "research" in sys.modules,
 }))
@@ -35,7 +36,7 @@ print(json.dumps({
 @pytest.fixture
 def exported(tmp_path: Path) -> tuple[MnistCNN, Path]:
     model, path = MnistCNN(8, seed=3), tmp_path / "mnist.h5"
-    export_h5(model, path, make_split(20).images)
+    export_h5(model, path, make_split(20).images, learning_rate=0.5)
     return model, path
 
 
@@ -60,7 +61,7 @@ def test_a_fresh_process_without_this_project_predicts_the_same_bits_and_can_fit
     np.testing.assert_array_equal(np.load(out), model.predict(images, batch_size=64, verbose=0))
     ours = evaluate(model, split)
     assert (found["loss"], found["accuracy"]) == pytest.approx((ours.loss, ours.accuracy), rel=1e-5)
-    assert found["optimizer"] == "adadelta"
+    assert found["optimizer"] == ["adadelta", 0.5]
     assert found["history"][-1] < found["history"][0]
 
 
@@ -78,7 +79,7 @@ def test_a_failed_export_leaves_the_old_file_alone(
     before = path.read_bytes()
     monkeypatch.setattr(export, "predict_probabilities", lambda model, images: np.random.rand(2))
     with pytest.raises(RuntimeError, match="other probabilities"):
-        export_h5(MnistCNN(8, seed=4), path, make_split(20).images)
+        export_h5(MnistCNN(8, seed=4), path, make_split(20).images, 1.0)
     assert path.read_bytes() == before
     assert len(list(path.parent.iterdir())) == 2
 
@@ -89,7 +90,7 @@ def test_a_file_that_differs_from_the_weights_is_refused(
     other = MnistCNN(8, seed=5).stock_twin()
     monkeypatch.setattr(MnistCNN, "stock_twin", lambda self: other)
     with pytest.raises(RuntimeError, match="other weights"):
-        export_h5(MnistCNN(8, seed=3), tmp_path / "mnist.h5", make_split(20).images)
+        export_h5(MnistCNN(8, seed=3), tmp_path / "mnist.h5", make_split(20).images, 1.0)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -99,6 +99,13 @@ def test_what_is_no_image_is_refused(content: bytes | None, message: str, tmp_pa
     assert "\n" not in str(error.value)
 
 
+def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    pixels = np.zeros((40, 40), np.float32)
+    pixels[10:20, 10:20] = np.nan
+    with pytest.raises(InputError, match="NaN"):
+        read_digit_of(Image.fromarray(pixels), tmp_path / "nan.tiff")
+
+
 def test_a_blank_image_is_refused(tmp_path: Path) -> None:
     Image.new("L", (50, 50), 250).save(tmp_path / "blank.png")
     with pytest.raises(InputError, match="blank"):
