@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from research.config import AnyConfig, parse
+from research.config import AnyConfig, Config, parse
 from research.data.batches import steps_per_epoch
 from research.data.dataset import Dataset, Split, hold_out
 from research.data.formats import read_dataset
@@ -34,8 +34,9 @@ def main(
 
     Args:
         config_type: a dataclass, the command line.
-        build: a function (config, total steps) -> State, called within the strategy's scope.
-        step: see ``research.training.train.train``. Its file is the experiment's.
+        build: a function (config, total steps) -> State, called within the strategy's scope. Its
+            file is the experiment's, and the docstring of that the text of ``--help``.
+        step: see ``research.training.train.train``.
 
     Raises:
         SystemExit: status 2 after bad input, with one line that says what and why; 1 after a
@@ -44,7 +45,7 @@ def main(
     status, message = 0, ""
     with Screen() as screen:
         try:
-            config = parse(config_type, description=inspect.getdoc(inspect.getmodule(step)))
+            config = parse(config_type, description=inspect.getdoc(inspect.getmodule(build)))
             finished = run(config, build, step, screen)
             status = 0 if finished else INTERRUPTED
         except InputError as error:
@@ -72,7 +73,7 @@ def run(
     data, training, validation = load(config, screen)
     total_steps = config.epochs * steps_per_epoch(len(training), config.batch_size)
 
-    with Run(config, Path(inspect.getfile(step))) as record, stop_request() as stop:
+    with Run(config, Path(inspect.getfile(build)), data) as record, stop_request() as stop:
         screen.log_to(record.path / "log.txt")
         screen.say(f"Training for {config.epochs} epochs, {total_steps} steps; see {record.path}")
         with strategy.scope():
@@ -100,7 +101,7 @@ def run(
                     progress.show_validation(report.epoch, figures)
                 if stop.is_set():
                     break
-        return finish(state, total_steps, data, record, screen)
+        return finish(state, total_steps, config, data, record, screen)
 
 
 def load(config: AnyConfig, screen: Screen) -> tuple[Dataset, Split, Split]:
@@ -119,7 +120,9 @@ def load(config: AnyConfig, screen: Screen) -> tuple[Dataset, Split, Split]:
     return data, training, validation
 
 
-def finish(state: State, total_steps: int, data: Dataset, record: Run, screen: Screen) -> bool:
+def finish(
+    state: State, total_steps: int, config: Config, data: Dataset, record: Run, screen: Screen
+) -> bool:
     """Saves mnist.h5 and evaluates it on the test set; says whether training was complete."""
     done = int(state.step.numpy())
     finished = done == total_steps
@@ -129,13 +132,14 @@ def finish(state: State, total_steps: int, data: Dataset, record: Run, screen: S
         else f"Stopped by Ctrl-C after {done} of {total_steps} steps: saving what there is."
     )
     h5 = record.path / "mnist.h5"
-    export_h5(state.model, h5, data.test.images[:1000])
-    test = evaluate(state.model, data.test)
+    saved = export_h5(state.model, h5, data.test.images[:1000], config.learning_rate)
+    test = evaluate(saved, data.test)
     record.write_evaluation(test, data=data.source, steps=done, finished=finished)
     low, high = test.accuracy_interval
     screen.say(f"Test loss: {test.loss:.4f}")
     screen.say(f"Test accuracy: {test.accuracy:.4f} (95% interval {low:.4f} to {high:.4f})")
     screen.say(f"Saved model: {h5}")
     screen.say(f"Look closer: python -m research evaluate {shlex.quote(str(record.path))}")
-    screen.say("Watch metrics: tensorboard --logdir runs")
+    folder = "runs" if config.run_dir is None else shlex.quote(str(record.path))
+    screen.say(f"Watch metrics: tensorboard --logdir {folder}")
     return finished

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ def stop_request() -> Iterator[threading.Event]:
         if requested.is_set():
             raise KeyboardInterrupt
         requested.set()
+        # Python's own streams may be in use at this instant.
+        with contextlib.suppress(OSError):
+            os.write(1, b"\nStopping. Press Ctrl-C again to stop at once and save nothing.\n")
 
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:

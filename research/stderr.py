@@ -2,18 +2,20 @@
 
 TensorFlow's C++ parts write to the file descriptor of standard error, past Python. So the
 descriptor itself is pointed at a file; what is no chatter, such as the output of ``tf.print``
-in a step, is read back from the file and shown. Should the process crash, the file has it all.
+in a step, is read back from the file and shown.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import os
 import re
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 # Lines of TensorFlow's and absl's loggers, below the severity "fatal", and lines that go on
 # from one of them.
@@ -24,27 +26,38 @@ _CHATTER = re.compile(
     rb"|WARNING: All log messages before absl"
     rb"|To enable the following instructions"
 )
+_SECONDS_BETWEEN_LOOKS = 0.2
 _imported_with = b""
 
 
 class DivertedStderr:
     """While entered, standard error goes to a file, and to the screen only what is no chatter.
 
-    Without a path the file is a temporary one; ``continue_in`` moves on to a lasting one.
+    At first the file is a temporary one; ``continue_in`` moves on to a lasting one. Should the
+    process crash, TensorFlow's last words are in the file and Python's on the screen.
+
+    Args:
+        show: what to do with a line that is no chatter; None writes it where standard error
+            went before.
     """
 
-    def __init__(self) -> None:
-        self._file: BinaryIO = tempfile.TemporaryFile("w+b", buffering=0)  # noqa: SIM115
-        self._file.write(_imported_with)
-        self._position = len(_imported_with)
+    def __init__(self, show: Callable[[bytes], None] | None = None) -> None:
+        self._show = show or (lambda line: _write_all(self._screen, line))
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._screen = -1
+        self._pending = b""
 
     def __enter__(self) -> DivertedStderr:
         _flush()
-        self._screen = os.dup(2)
+        self._screen = _open_stderr()
+        handle, name = tempfile.mkstemp(prefix="research-", suffix=".log")
+        os.close(handle)
+        self._temporary: Path | None = Path(name)
+        self._open(self._temporary, _imported_with)
         os.dup2(self._file.fileno(), 2)
+        self._reports_crashes = not faulthandler.is_enabled()
+        if self._reports_crashes:
+            faulthandler.enable(self._screen)
         self._thread = threading.Thread(target=self._show_until_closing, daemon=True)
         self._thread.start()
         return self
@@ -54,51 +67,78 @@ class DivertedStderr:
         os.dup2(self._screen, 2)
         self._closing.set()
         self._thread.join()
-        self._show(final=True)
+        self._show_new(final=True)
+        if self._reports_crashes:
+            faulthandler.disable()
+        self._close()
         os.close(self._screen)
-        self._file.close()
 
     def continue_in(self, path: Path) -> None:
         """Takes everything so far over into a new file at ``path``, and goes on there."""
+        _flush()
         with self._lock:
-            _flush()
-            lasting = path.open("a+b", buffering=0)
-            self._file.seek(0)
-            lasting.write(self._file.read())
-            os.dup2(lasting.fileno(), 2)
-            self._file.close()
-            self._file = lasting
+            self._read()
+            old = (self._file, self._own, self._reader, self._temporary)
+            self._open(path, old[3].read_bytes() if old[3] else b"")
+            self._temporary = None
+            os.dup2(self._file.fileno(), 2)
+            late = old[2].read()  # what has been written since it was copied
+            self._pending += late
+            self._write_own(late)
+            for file in old[:3]:
+                file.close()
+            if old[3]:
+                old[3].unlink()
 
     def write(self, line: str) -> None:
         """Adds a line to the file alone."""
-        self._file.write(_escaped(line))
+        with self._lock:
+            self._write_own(line.encode("utf-8", "backslashreplace") + b"\n")
+
+    def _open(self, path: Path, content: bytes) -> None:
+        """Opens a file for standard error, for our own lines, and for reading both back."""
+        self._file = path.open("ab", buffering=0)
+        # A description of its own, whose position after a write tells where the line stands.
+        self._own = path.open("ab", buffering=0)
+        self._reader = path.open("rb", buffering=0)
+        self._position = 0
+        self._own_ranges: list[tuple[int, int]] = []
+        self._write_own(content)
+
+    def _close(self) -> None:
+        for file in (self._file, self._own, self._reader):
+            file.close()
+        if self._temporary:
+            self._temporary.unlink()
+
+    def _write_own(self, content: bytes) -> None:
+        self._own.write(content)
+        end = self._own.tell()
+        self._own_ranges.append((end - len(content), end))
+
+    def _read(self) -> None:
+        """Reads what has come since, without our own lines."""
+        new = self._reader.read() or b""
+        start = self._position
+        self._position += len(new)
+        for begin, end in reversed(self._own_ranges):
+            new = new[: begin - start] + new[end - start :]
+        self._own_ranges.clear()
+        self._pending += new
+
+    def _show_new(self, final: bool = False) -> None:
+        with self._lock:
+            self._read()
+            whole = len(self._pending) if final else self._pending.rfind(b"\n") + 1
+            lines = self._pending[:whole].splitlines(keepends=True)
+            self._pending = self._pending[whole:]
+        for line in lines:
+            if not _CHATTER.match(line):
+                self._show(line)
 
     def _show_until_closing(self) -> None:
-        while not self._closing.wait(0.2):
-            self._show()
-
-    def _show(self, final: bool = False) -> None:
-        with self._lock:
-            size = os.fstat(self._file.fileno()).st_size
-            new = os.pread(self._file.fileno(), size - self._position, self._position)
-            whole = len(new) if final else new.rfind(b"\n") + 1
-            self._position += whole
-            for line in new[:whole].splitlines(keepends=True):
-                if not _CHATTER.match(line) and not line.startswith(_OWN):
-                    os.write(self._screen, line)
-
-
-# Marks lines of our own in the log, which have been on the screen already.
-_OWN = b"| "
-
-
-def _escaped(line: str) -> bytes:
-    return b"".join(_OWN + part.encode() + b"\n" for part in line.splitlines())
-
-
-def _flush() -> None:
-    if sys.stderr is not None:
-        sys.stderr.flush()
+        while not self._closing.wait(_SECONDS_BETWEEN_LOOKS):
+            self._show_new()
 
 
 def import_tensorflow_quietly() -> None:
@@ -108,13 +148,38 @@ def import_tensorflow_quietly() -> None:
         return
     _flush()
     with tempfile.TemporaryFile("w+b") as file:
-        screen = os.dup(2)
+        screen = _open_stderr()
         os.dup2(file.fileno(), 2)
         try:
             import tensorflow  # noqa: F401
+        except KeyboardInterrupt:
+            sys.exit(130)
         finally:
             _flush()
             os.dup2(screen, 2)
             os.close(screen)
             file.seek(0)
             _imported_with = file.read()
+
+
+def _open_stderr() -> int:
+    """A duplicate of standard error, or of the null device where it has been closed."""
+    try:
+        return os.dup(2)
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        if null != 2:
+            os.dup2(null, 2)
+            os.close(null)
+        return os.dup(2)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    # Where the reader of standard error is gone, the log still has it.
+    with contextlib.suppress(OSError):
+        os.write(descriptor, content)
+
+
+def _flush() -> None:
+    if sys.stderr is not None:
+        sys.stderr.flush()

@@ -11,6 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+from research.data.dataset import Dataset
+from research.results.evaluation import evaluate
+from research.results.export import load_h5
+
 import pytest
 from conftest import EXPERIMENTS, REPOSITORY, run_python
 
@@ -90,12 +94,12 @@ def test_what_a_step_prints_is_seen(data_file: Path, tmp_path: Path) -> None:
     text = (EXPERIMENTS / "mnist_cnn.py").read_text()
     changed.write_text(
         text.replace(
-            "    gradients = ", '    tf.print("seen from within", state.step)\n    gradients = '
+            "    gradients = ", '    tf.print("| seen within", state.step)\n    gradients = '
         )
     )
     result = run_python(changed, "--data", data_file, "--epochs", "1", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stderr.splitlines() == [f"seen from within {step}" for step in range(3)]
+    assert result.stderr.splitlines() == [f"| seen within {step}" for step in range(3)]
 
 
 def test_ctrl_c_ends_a_run_with_what_there_is(data_file: Path, tmp_path: Path) -> None:
@@ -129,13 +133,36 @@ def test_ctrl_c_ends_a_run_with_what_there_is(data_file: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("options", [("--strategy", "mirrored"), ("--precision", "mixed_float16")])
-def test_other_ways_to_run(options: tuple[str, str], data_file: Path, tmp_path: Path) -> None:
+def test_other_ways_to_run(
+    options: tuple[str, str], dataset: Dataset, data_file: Path, tmp_path: Path
+) -> None:
     result = run_python(
         *(EXPERIMENTS / "mnist_cnn.py", "--data", data_file, "--epochs", "1", *options),
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == ""
+    (run,) = (tmp_path / "runs" / "mnist_cnn").iterdir()
+    recorded = json.loads((run / "evaluation.json").read_text())
+    saved = evaluate(load_h5(run / "mnist.h5"), dataset.test)
+    assert recorded["loss"] == saved.loss  # the figures are those of the file, in float32
+
+
+def test_a_training_that_diverges_says_so_in_one_line(data_file: Path, tmp_path: Path) -> None:
+    for options in (("--learning-rate", "1e30"), ("--learning-rate", "1e30", "--log-every", "1")):
+        result = run_python(
+            *(EXPERIMENTS / "mnist_cnn.py", "--data", data_file, "--epochs", "1", *options),
+            cwd=tmp_path,
+        )
+        assert result.returncode == 1, result.stdout + result.stderr
+        assert re.fullmatch(r"error: .* became (nan|inf)\b.*\n", result.stderr)
+
+
+def test_a_reader_that_goes_away_does_not_end_the_training(data_file: Path, tmp_path: Path) -> None:
+    command = f"{sys.executable} {EXPERIMENTS / 'mnist_cnn.py'} --data {data_file} --epochs 1"
+    subprocess.run(f"{command} --run-dir run | head -1", shell=True, cwd=tmp_path, check=True)
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert evaluation["finished"] is True
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
 from research.errors import InputError
 
@@ -41,6 +42,14 @@ class Dataset:
     train: Split
     test: Split
     source: str
+
+    def sha256(self) -> str:
+        """A digest of all images and labels, in hexadecimal; it tells data sets apart."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.test):
+            digest.update(np.ascontiguousarray(split.images).data)
+            digest.update(np.ascontiguousarray(split.labels).data)
+        return digest.hexdigest()
 
     def first(self, count: int | None) -> Dataset:
         """Both splits cut down to their first ``count`` examples; None keeps all."""

@@ -25,6 +25,7 @@ def describe_environment(source: Path) -> dict[str, Any]:
         Something that JSON can hold. ``threads`` of 0 means that TensorFlow decides; numbers of
         threads change the order of sums, and so the last bits of a result.
     """
+    commit, status = _git(source, "rev-parse", "HEAD"), _git(source, "status", "--porcelain")
     return {
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -44,13 +45,33 @@ def describe_environment(source: Path) -> dict[str, Any]:
             if name.startswith(("TF_", "XLA_", "OMP_", "CUDA_VISIBLE", "KERAS_"))
         },
         "git": {
-            "commit": git(source, "rev-parse", "HEAD"),
-            "dirty": bool(git(source, "status", "--porcelain")),
+            "commit": None if commit is None else commit.decode().strip(),
+            "dirty": None if status is None else bool(status),
         },
+        "command": [sys.executable, *sys.orig_argv[1:]],
+        "working_directory": str(Path.cwd()),
     }
 
 
-def git(source: Path, *arguments: str) -> str | None:
+def uncommitted_changes(source: Path) -> bytes:
+    """What is not committed in the git repository of a file, as a patch for ``git apply``.
+
+    Files that git does not know and does not ignore are part of it. Empty where nothing has
+    changed, outside a repository, and without git.
+    """
+    plain = ("--binary", "--no-color", "--no-ext-diff")
+    patch = _git(source, "diff", *plain, "HEAD") or b""
+    top = (_git(source, "rev-parse", "--show-toplevel") or b"").strip()
+    root = Path(os.fsdecode(top)) / "any"
+    unknown = _git(root, "ls-files", "--others", "--exclude-standard", "-z") if top else b""
+    for name in filter(None, (unknown or b"").split(b"\0")):
+        # --no-index compares any two files, and exits with 1 where they differ.
+        new = ("diff", *plain, "--no-index", os.devnull, os.fsdecode(name))
+        patch += _git(root, *new, success=(0, 1)) or b""
+    return patch
+
+
+def _git(source: Path, *arguments: str, success: tuple[int, ...] = (0,)) -> bytes | None:
     """What git says, run in the folder of ``source``; None outside a repository or without git."""
     try:
         result = subprocess.run(
@@ -58,12 +79,7 @@ def git(source: Path, *arguments: str) -> str | None:
         )
     except OSError:
         return None
-    return result.stdout.decode(errors="replace").strip() if result.returncode == 0 else None
-
-
-def command_line() -> list[str]:
-    """The words with which this process was started."""
-    return [sys.executable, *sys.orig_argv[1:]]
+    return result.stdout if result.returncode in success else None
 
 
 def _cpu_name() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import shlex
 import shutil
 import time
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from research.config import Config
+from research.data.dataset import Dataset
 from research.errors import InputError
 from research.files import write_json
-from research.recording.environment import command_line, describe_environment, git
+from research.recording.environment import describe_environment, uncommitted_changes
 from research.recording.tensorboard import TensorBoardWriter
 
 
@@ -30,24 +32,28 @@ class Run:
     Args:
         config: is written down, and names the directory where it has a ``run_dir``.
         experiment: the file of the experiment.
+        data: is identified by its digest.
 
     Raises:
         InputError: if the ``run_dir`` asked for exists or can't be created.
     """
 
-    def __init__(self, config: Config, experiment: Path) -> None:
+    def __init__(self, config: Config, experiment: Path, data: Dataset) -> None:
         self.path = _create_directory(config, experiment.stem)
         self._started = time.time()
         fields = dataclasses.asdict(config)
         write_json(
             self.path / "config.json",
             {"experiment": experiment.stem}
-            | {name: str(v) if isinstance(v, Path) else v for name, v in fields.items()},
+            | {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in fields.items()},
         )
-        write_json(self.path / "environment.json", describe_environment(experiment))
-        (self.path / "command.txt").write_text(shlex.join(command_line()) + "\n")
-        if diff := git(experiment, "diff", "HEAD"):
-            (self.path / "uncommitted.diff").write_text(diff + "\n")
+        environment = describe_environment(experiment)
+        environment["data"] = {"source": data.source, "sha256": data.sha256()}
+        write_json(self.path / "environment.json", environment)
+        command = shlex.join(environment["command"])
+        (self.path / "command.txt").write_text(command + "\n", errors="backslashreplace")
+        if patch := uncommitted_changes(experiment):
+            (self.path / "uncommitted.diff").write_bytes(patch)
         shutil.copy(experiment, self.path)
         self._metrics = (self.path / "metrics.jsonl").open("x", buffering=1)
         self._tensorboard = TensorBoardWriter(self.path)
@@ -83,7 +89,7 @@ def refuse_existing(run_dir: Path | None) -> None:
     Raises:
         InputError: if it exists.
     """
-    if run_dir is not None and run_dir.exists():
+    if run_dir is not None and os.path.lexists(run_dir):
         raise InputError(
             f"--run-dir {run_dir}: it exists, and a run never writes into another's directory; "
             "name a new one, or leave the option out"
@@ -101,8 +107,11 @@ def _create_directory(config: Config, experiment: str) -> Path:
         candidates = itertools.chain([folder / name], later)
     for path in candidates:
         try:
-            path.mkdir(parents=True)
-        except FileExistsError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir()
+        except FileExistsError as error:
+            if not os.path.lexists(path):  # it was the parent, which is no directory
+                raise InputError(f"{path}: can't be created ({error.strerror})") from error
             continue
         except OSError as error:
             raise InputError(f"{path}: can't be created ({error.strerror})") from error

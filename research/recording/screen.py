@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from research.training.train import Report
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
+from rich.text import Text
 
 # Without a terminal a line is printed after each epoch, and otherwise at most so often.
 SECONDS_BETWEEN_LINES = 20
@@ -24,8 +26,9 @@ class Screen:
     """
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
-        self._stderr = DivertedStderr()
+        self.console = _Console(highlight=False, soft_wrap=True)
+        both_shown = self.console.is_terminal and os.isatty(2)
+        self._stderr = DivertedStderr(self._show_above_progress if both_shown else None)
 
     def say(self, line: str) -> None:
         """Prints a line; above the progress bar, where there is one."""
@@ -40,12 +43,22 @@ class Screen:
         """Adds text to the log alone."""
         self._stderr.write(text)
 
+    def _show_above_progress(self, line: bytes) -> None:
+        self.console.print(Text(line.decode(errors="replace").rstrip("\n")))
+
     def __enter__(self) -> Screen:
         self._stderr.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stderr.__exit__(*error)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Goes on in silence, instead of ending a training whose output nobody reads."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 class TrainingProgress:
@@ -57,10 +70,9 @@ class TrainingProgress:
         screen: where to show it.
         epochs: number of epochs in all.
         steps: number of steps in all.
-        done: number of steps done before.
     """
 
-    def __init__(self, screen: Screen, epochs: int, steps: int, done: int = 0) -> None:
+    def __init__(self, screen: Screen, epochs: int, steps: int) -> None:
         self._screen = screen
         self._epochs = epochs
         self._last_line = time.monotonic()
@@ -74,7 +86,7 @@ class TrainingProgress:
             disable=not screen.console.is_terminal,
             transient=True,
         )
-        self._task = self._live.add_task("compiling the step", total=steps, completed=done)
+        self._task = self._live.add_task("compiling the step", total=steps)
 
     def show(self, report: Report) -> None:
         """Brings the display up to a report."""

@@ -16,7 +16,8 @@ class LearningRate(tf.keras.optimizers.schedules.LearningRateSchedule):
     During warm-up step k, counted from 0, has ``peak * (k + 1) / warmup_steps``: the first step
     already learns, and the last step of the warm-up has the peak. Decay then falls from the peak
     to zero over the remaining steps, on a straight line or on half a cosine (Loshchilov and
-    Hutter, "SGDR", 2017, equation 5 without restarts).
+    Hutter, "SGDR", 2017, equation 5 without restarts). Steps are counted by the optimizer: those
+    that loss scaling leaves out do not count.
 
     Args:
         peak: the highest learning rate, above 0.

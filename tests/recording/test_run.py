@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from research.config import Config
+from research.data.dataset import Dataset
 from research.errors import InputError
 from research.files import sha256
+from research.recording.environment import uncommitted_changes
 from research.recording.run import Run
 
 import pytest
@@ -33,7 +36,9 @@ def test_a_run_can_be_understood_and_repeated_from_its_directory(finished_run: P
     assert config["experiment"] == "mnist_cnn"
     environment = json.loads((finished_run / "environment.json").read_text())
     assert environment["packages"]["tensorflow"].startswith("2.21")
-    assert set(environment) >= {"python", "cpu", "cores", "threads", "flags", "git"}
+    assert set(environment) >= {"python", "cpu", "cores", "threads", "flags", "git", "data"}
+    assert environment["working_directory"] == str(finished_run.parents[2])
+    assert Path(config["data"]).is_absolute()
     assert " --epochs 3 " in (finished_run / "command.txt").read_text()
     assert (finished_run / "mnist_cnn.py").read_text() == EXPERIMENT.read_text()
     digest = (finished_run / "mnist.h5.sha256").read_text().split()[0]
@@ -66,19 +71,55 @@ def test_tensorboard_shows_what_metrics_jsonl_says(finished_run: Path) -> None:
 
 
 def test_runs_started_in_the_same_second_have_directories_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    runs = [Run(Config(), EXPERIMENT) for _ in range(5)]
+    runs = [Run(Config(), EXPERIMENT, dataset) for _ in range(5)]
     assert len({run.path for run in runs}) == 5
     assert all(run.path.parent == Path("runs/mnist_cnn") for run in runs)
     for run in runs:
         run.__exit__()
 
 
-def test_an_existing_directory_is_never_written_to(tmp_path: Path) -> None:
+def test_an_existing_directory_is_never_written_to(tmp_path: Path, dataset: Dataset) -> None:
     taken = tmp_path / "taken"
     taken.mkdir()
     with pytest.raises(InputError, match="taken: it exists"):
-        Run(Config(run_dir=taken), EXPERIMENT)
+        Run(Config(run_dir=taken), EXPERIMENT, dataset)
     assert list(taken.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["runs", "runs/mnist_cnn"])
+def test_a_place_where_no_directory_can_be_is_refused(
+    target: str, tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(target).parent.mkdir(exist_ok=True)
+    Path(target).symlink_to("/nowhere/to/be/found")
+    with pytest.raises(InputError, match="can't be created"):
+        Run(Config(), EXPERIMENT, dataset)
+
+
+def test_uncommitted_changes_can_be_applied_again(tmp_path: Path) -> None:
+    def git(*arguments: str, cwd: Path, stdin: bytes | None = None) -> None:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", *identity, *arguments], cwd=cwd, input=stdin, check=True)
+
+    source = tmp_path / "source"
+    (source / "below").mkdir(parents=True)
+    git("init", "-q", cwd=source)
+    git("config", "color.ui", "always", cwd=source)
+    (source / "text").write_text("a\nb\n\n")
+    (source / "bytes").write_bytes(bytes(range(256)))
+    git("add", "-A", cwd=source)
+    git("commit", "-qm", "start", cwd=source)
+    assert uncommitted_changes(source / "text") == b""
+    git("clone", "-q", str(source), str(tmp_path / "clone"), cwd=tmp_path)
+    contents = {"text": b"c\nb\n\n", "bytes": bytes(range(255, 0, -1)), "below/new one": b"\xff\n"}
+    for name, content in contents.items():
+        (source / name).write_bytes(content)
+    patch = uncommitted_changes(source / "below" / "new one")
+    git("apply", "-", cwd=tmp_path / "clone", stdin=patch)
+    for name, content in contents.items():
+        assert (tmp_path / "clone" / name).read_bytes() == content
+    assert uncommitted_changes(tmp_path / "no repository") == b""
