@@ -75,7 +75,7 @@ def run(
 
     with Run(config, Path(inspect.getfile(build)), data) as record, stop_request() as stop:
         screen.log_to(record.path / "log.txt")
-        screen.say(f"Training for {config.epochs} epochs, {total_steps} steps; see {record.path}")
+        screen.say(f"Training for {total_steps} steps; see {record.path}")
         with strategy.scope():
             state = build(config, total_steps)
         reports = train(
