@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -79,6 +81,45 @@ def run_python(
         check=False,
         env=os.environ | {"COLUMNS": "200"},
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a program ended, and what it printed."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+RunHere = Callable[..., Result]
+
+
+@pytest.fixture
+def run_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> RunHere:
+    """Runs an experiment's file, or ``"research"``, in this process and in ``tmp_path``.
+
+    That saves the seconds in which TensorFlow is imported.
+    """
+
+    def run(program: str | Path, *arguments: str | Path) -> Result:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(sys, "argv", [str(program), *map(str, arguments)])
+        capfd.readouterr()
+        status = 0
+        try:
+            if program == "research":
+                runpy.run_module("research", run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(str(program), run_name="__main__")
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        return Result(status, *capfd.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session")

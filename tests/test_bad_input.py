@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import runpy
 import struct
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,30 +17,19 @@ import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import EXPERIMENTS, make_split, run_python
+from conftest import EXPERIMENTS, Result, RunHere, make_split, run_python
 from PIL import Image
 
 MakeFile = Callable[[Path], Path]
 
 
-def run(program: str | Path, arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
-    """Runs a program in this process; returns the one line that it complains with."""
-    before = sys.argv
-    sys.argv = [str(program), *arguments]
-    try:
-        with pytest.raises(SystemExit) as stop:
-            if program == "research":
-                runpy.run_module("research", run_name="__main__", alter_sys=True)
-            else:
-                runpy.run_path(str(program), run_name="__main__")
-    finally:
-        sys.argv = before
-    assert stop.value.code == 2
-    stderr = capfd.readouterr().err
-    assert stderr.startswith("error: ")
-    assert stderr.count("\n") == 1, stderr
-    assert "Traceback" not in stderr
-    return stderr
+def complaint(result: Result) -> str:
+    """The one line that a program complains with."""
+    assert result.status == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr
 
 
 @pytest.mark.parametrize(
@@ -88,7 +75,7 @@ def test_options(
     data_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    run_here: RunHere,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("taken").mkdir()
@@ -98,7 +85,7 @@ def test_options(
     before = sorted(tmp_path.rglob("*"))
     if "--data" not in options:
         options = f"--data data.npz {options}"
-    message = run(EXPERIMENTS / "mnist_cnn.py", options.split(), capfd)
+    message = complaint(run_here(EXPERIMENTS / "mnist_cnn.py", *options.split()))
     for word in words:
         assert word in message
     assert sorted(tmp_path.rglob("*")) == before
@@ -219,16 +206,15 @@ def test_data(
     make: MakeFile,
     words: list[str],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    run_here: RunHere,
 ) -> None:
     (tmp_path / "data").mkdir()
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    message = run(EXPERIMENTS / "mnist_cnn.py", ["--data", str(make(tmp_path / "data"))], capfd)
+    path = make(tmp_path / "data")
+    before = sorted(tmp_path.rglob("*"))
+    message = complaint(run_here(EXPERIMENTS / "mnist_cnn.py", "--data", path))
     for word in words:
         assert word in message
-    assert list(Path.cwd().iterdir()) == []
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def h5_of(model: Any) -> MakeFile:
@@ -307,23 +293,21 @@ def undecodable_digest(folder: Path) -> Path:
         (undecodable_digest, ["model.h5", "not a model of this kind"]),
     ],
 )
-def test_evaluate(
-    make: MakeFile, words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    message = run("research", ["evaluate", str(make(tmp_path))], capfd)
+def test_evaluate(make: MakeFile, words: list[str], tmp_path: Path, run_here: RunHere) -> None:
+    message = complaint(run_here("research", "evaluate", str(make(tmp_path))))
     for word in words:
         assert word in message
 
 
-def test_predict(tmp_path: Path, capfd: pytest.CaptureFixture[str], dataset: Dataset) -> None:
+def test_predict(tmp_path: Path, run_here: RunHere, dataset: Dataset) -> None:
     MnistCNN(8).stock_twin().save(tmp_path / "mnist.h5")
     Image.fromarray(dataset.test.images[0, ..., 0]).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"no image")
     model, good, bad = (str(tmp_path / name) for name in ("mnist.h5", "good.png", "bad.png"))
-    assert "bad.png" in run("research", ["predict", model, good, bad], capfd)
-    assert "good.png" in run("research", ["predict", good, good], capfd)
-    assert "no image" in run("research", ["predict", model], capfd)
-    assert "transmogrify" in run("research", ["transmogrify"], capfd)
+    assert "bad.png" in complaint(run_here("research", "predict", model, good, bad))
+    assert "good.png" in complaint(run_here("research", "predict", good, good))
+    assert "no image" in complaint(run_here("research", "predict", model))
+    assert "transmogrify" in complaint(run_here("research", "transmogrify"))
 
 
 @pytest.mark.parametrize(
@@ -335,13 +319,11 @@ def test_predict(tmp_path: Path, capfd: pytest.CaptureFixture[str], dataset: Dat
         ("x = 1", "Config"),
     ],
 )
-def test_bench(
-    content: str | None, words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_bench(content: str | None, words: str, tmp_path: Path, run_here: RunHere) -> None:
     file = tmp_path / "experiment.py"
     if content is not None:
         file.write_text(content)
-    assert words in run("research", ["bench", str(file)], capfd)
+    assert words in complaint(run_here("research", "bench", str(file)))
 
 
 def test_as_a_user_would_see_it(tmp_path: Path) -> None:

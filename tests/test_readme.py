@@ -9,7 +9,7 @@ from pathlib import Path
 
 from research.config import Config
 
-from conftest import EXPERIMENTS, REPOSITORY, run_python
+from conftest import EXPERIMENTS, REPOSITORY, RunHere
 
 README = (REPOSITORY / "README.md").read_text()
 
@@ -51,7 +51,7 @@ def test_the_table_of_files_is_complete(finished_run: Path) -> None:
     assert documented == there | {"uncommitted.diff"}
 
 
-def test_the_worked_example_works(data_file: Path, tmp_path: Path) -> None:
+def test_the_worked_example_works(data_file: Path, tmp_path: Path, run_here: RunHere) -> None:
     example = README.split("```python\n")[1].split("```")[0]
     reference = (EXPERIMENTS / "mnist_cnn.py").read_text()
     changed, count = re.subn(
@@ -59,9 +59,8 @@ def test_the_worked_example_works(data_file: Path, tmp_path: Path) -> None:
     )
     assert count == 1
     (tmp_path / "harder_half.py").write_text(changed)
-    command = ("harder_half.py", "--data", data_file, "--epochs", "1", "--run-dir", "run")
-    result = run_python(*command, cwd=tmp_path)
-    assert result.returncode == 0, result.stdout + result.stderr
+    options = ("--data", data_file, "--epochs", "1", "--run-dir", "run")
+    assert run_here(tmp_path / "harder_half.py", *options).status == 0
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss_harder"] > first["loss"]
 

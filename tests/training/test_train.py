@@ -248,7 +248,8 @@ def test_a_model_without_variables_is_refused() -> None:
             self.dense = tf.keras.layers.Dense(10)
 
     model = Unbuilt()
-    model.build((None, 28, 28, 1))
+    with pytest.warns(UserWarning, match="unbuilt"):
+        model.build((None, 28, 28, 1))
     with pytest.raises(ValueError, match="no trainable variables"):
         State(model=model, optimizer=tf.keras.optimizers.Adadelta(1.0), loss=None)
 
