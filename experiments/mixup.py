@@ -1,8 +1,8 @@
 """Mixup: train on blends of two images and of their labels (Zhang et al., 2018).
 
 Command:   python experiments/mixup.py
-Duration:  about 14 minutes on 2 CPU cores
-Expect:    test accuracy as the reference's; a training loss that stays above the validation loss
+Duration:  about 15 minutes on 2 CPU cores
+Expect:    slower learning; with --epochs 1 and seed 0, test accuracy 97.5%, test loss 0.110
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def test_any_size_is_scaled_to_20x20_and_centred_by_mass(
     assert centre(pixels) == pytest.approx((13.5, 13.5), abs=1.0)
 
 
-MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "I;16", "F"]
+MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F"]
 
 
 @pytest.mark.parametrize("mode", MODES)
