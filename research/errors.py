@@ -13,3 +13,8 @@ class InputError(ValueError):
 
 class NonFiniteError(ArithmeticError):
     """A measured value became NaN or infinite. The message names the metric and the step."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line; the name of its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

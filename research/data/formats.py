@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from research.data.dataset import NUM_CLASSES, Dataset, Split
-from research.errors import InputError
+from research.errors import InputError, one_line
 
 import numpy as np
 import numpy.typing as npt
@@ -113,7 +113,7 @@ def read_npz(path: Path) -> list[npt.NDArray[Any]]:
         raise
     except Exception as error:  # a damaged archive makes zipfile and NumPy raise nearly anything
         raise InputError(
-            f"{path}: not a readable .npz archive, or a damaged one ({_one_line(error)}); "
+            f"{path}: not a readable .npz archive, or a damaged one ({one_line(error)}); "
             "download it again, or give a folder of IDX files"
         ) from error
 
@@ -128,9 +128,7 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(
-            f"{path}: can't be read ({_one_line(error)}); download it again"
-        ) from error
+        raise InputError(f"{path}: can't be read ({one_line(error)}); download it again") from error
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise InputError(
             f"{path}: not an IDX file of unsigned bytes (it starts with '{content[:4].hex()}', "
@@ -156,7 +154,3 @@ def _find_idx(folder: Path, stem: str) -> Path:
         if os.path.isfile(folder / name):
             return folder / name
     raise InputError(f"{folder}: no file {stem} or {stem}.gz in it; put the four IDX files there")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

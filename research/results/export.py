@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from research.errors import InputError
+from research.errors import InputError, one_line
 from research.files import replaced_atomically, sha256
 from research.network.mnist_cnn import MnistCNN
 from research.results.evaluation import predict_probabilities
@@ -83,10 +83,9 @@ def load_h5(path: Path) -> Any:
     except InputError:
         raise
     except Exception as error:  # h5py and Keras raise errors of many kinds for a damaged file
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{path}: not a model of this kind ({reason}); give an mnist.h5 that an experiment "
-            "has saved"
+            f"{path}: not a model of this kind ({one_line(error)[:200]}); give an mnist.h5 "
+            "that an experiment has saved"
         ) from error
     return model
 

@@ -6,7 +6,7 @@ import dataclasses
 import warnings
 from pathlib import Path
 
-from research.errors import InputError
+from research.errors import InputError, one_line
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +62,7 @@ def _greyscale(path: Path) -> npt.NDArray[np.float64]:
         raise InputError(f"{path}: no such file; give an image file") from error
     except Exception as error:  # Pillow's readers raise errors of many kinds for a damaged file
         raise InputError(
-            f"{path}: not an image that can be read ({' '.join(str(error).split())}); give a PNG, "
+            f"{path}: not an image that can be read ({one_line(error)}); give a PNG, "
             "JPEG or another common image file"
         ) from error
     return grey

