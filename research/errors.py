@@ -12,7 +12,23 @@ class InputError(ValueError):
 
 
 class NonFiniteError(ArithmeticError):
-    """A measured value became NaN or infinite. The message names the metric and the step."""
+    """A value became NaN or infinite. The message names it.
+
+    Args:
+        message: one line.
+        step: the training step, counted from 1, in which it did; None where that is unknown.
+    """
+
+    def __init__(self, message: str, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class StorageError(OSError):
+    """A file of a run can't be written: no space left, a limit, a failing disk.
+
+    The message is one line with the file and the reason. What was on the disk before is intact.
+    """
 
 
 def one_line(error: BaseException) -> str:

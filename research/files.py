@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from research.errors import StorageError, one_line
+
+_PARTIAL = ".partial-"
+
 
 @contextlib.contextmanager
 def replaced_atomically(path: Path) -> Iterator[Path]:
@@ -21,26 +25,55 @@ def replaced_atomically(path: Path) -> Iterator[Path]:
 
     Args:
         path: the file to create or to replace; its folder must exist. The temporary path keeps
-            its ending, from which Keras and NumPy choose the format.
+            its ending, from which Keras and NumPy choose the format, and nothing else of its
+            name, so that TensorBoard does not take it for an event file.
     """
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    partial = path.with_name(f"{_PARTIAL}{os.getpid()}{path.suffix}")
     try:
         yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(partial)
         partial.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
+def remove_partial_files(folder: Path) -> None:
+    """Removes what a process that was killed within ``replaced_atomically`` has left behind."""
+    for path in folder.rglob(f"{_PARTIAL}*"):
+        path.unlink()
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path, *others: type[Exception]) -> Iterator[None]:
+    """Turns what goes wrong while ``path`` is written into a StorageError.
+
+    Args:
+        path: is named in the message.
+        others: what else than OSError means that it can't be written.
+    """
+    kinds: tuple[type[Exception], ...] = (OSError, *others)
+    try:
+        yield
+    except StorageError:
+        raise
+    except kinds as error:
+        reason = getattr(error, "strerror", None) or one_line(error)[:200]
+        raise StorageError(f"{path}: can't be written ({reason})") from error
+
+
+def sync(path: Path) -> None:
+    """Has the operating system put a file, or a folder's list of names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes ``value`` as indented JSON, atomically. NaN and infinity are refused."""
-    with replaced_atomically(path) as partial:
+    with storage_errors(path), replaced_atomically(path) as partial:
         partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 from research.errors import InputError, one_line
-from research.files import replaced_atomically, sha256
+from research.files import replaced_atomically, sha256, storage_errors
 from research.network.mnist_cnn import MnistCNN
 from research.results.evaluation import predict_probabilities
 
@@ -15,6 +17,16 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+
+# The attribute of mnist.h5 that holds the SHA-256 of its weights.
+_DIGEST = "weights_sha256"
+# What decides, besides the weights, what a layer computes when it is not being trained.
+_DECISIVE = frozenset(
+    {
+        *("activation", "batch_shape", "data_format", "dilation_rate", "filters", "groups"),
+        *("kernel_size", "name", "padding", "pool_size", "strides", "units", "use_bias"),
+    }
+)
 
 
 def export_h5(
@@ -44,15 +56,19 @@ def export_h5(
         metrics=["accuracy"],
     )
     with replaced_atomically(path) as partial:
-        twin.save(partial)
-        # Keras 3.15 restores the optimizer onto an empty list of variables, and `fit` then
-        # fails; without the stored variables it starts the optimizer afresh.
-        with h5py.File(partial, "r+") as file:
-            file.pop("optimizer_weights", None)
+        # HDF5 tells of a full disk by errors of more than one kind.
+        with storage_errors(path, RuntimeError):
+            twin.save(partial)
+            with h5py.File(partial, "r+") as file:
+                # Keras 3.15 restores the optimizer onto an empty list of variables, and `fit`
+                # then fails; without the stored variables it starts the optimizer afresh.
+                file.pop("optimizer_weights", None)
+                # HDF5 has no checksums of its own.
+                file.attrs[_DIGEST] = _digest(twin.get_weights())
         loaded = tf.keras.models.load_model(partial)
         _compare(model, loaded, images)
         digest = sha256(partial)
-    with replaced_atomically(digest_path(path)) as partial:
+    with storage_errors(digest_path(path)), replaced_atomically(digest_path(path)) as partial:
         partial.write_text(f"{digest}  {path.name}\n")
     return loaded
 
@@ -63,7 +79,11 @@ def digest_path(path: Path) -> Path:
 
 
 def load_h5(path: Path) -> Any:
-    """Loads a model that ``export_h5`` has written.
+    """Loads a model that ``export_h5`` has written, trusting nothing in the file.
+
+    The network is built here, of stock layers; from the file come only the width of the dense
+    layer and the weights. Nothing in it is executed, no other file is opened because of it, and
+    no more is read than the weights need.
 
     Returns:
         A Keras model, float32 [B, 28, 28, 1] in 0..1 -> probabilities [B, 10].
@@ -76,26 +96,90 @@ def load_h5(path: Path) -> Any:
     try:
         if os.path.isfile(digest_path(path)):
             _check_digest(path)
-        model = tf.keras.models.load_model(path, compile=False)
-        answer = np.asarray(model(tf.zeros([1, 28, 28, 1]), training=False))
-        if answer.shape != (1, 10) or not abs(answer.sum() - 1) < 1e-3:
-            raise ValueError("it does not turn images [B, 28, 28, 1] into probabilities [B, 10]")
+        with h5py.File(path, "r") as file:
+            twin = _matching_twin(file, path.stat().st_size)
+            weights = [
+                _weight(file, f"model_weights/{layer.name}/{variable.path}", variable)
+                for layer in twin.layers
+                for variable in layer.weights
+            ]
+            if file.attrs.get(_DIGEST, _digest(weights)) != _digest(weights):
+                raise ValueError("its weights have another SHA-256 than it says")
+        twin.set_weights(weights)
     except InputError:
         raise
-    except Exception as error:  # h5py and Keras raise errors of many kinds for a damaged file
+    except Exception as error:  # h5py raises errors of many kinds for a damaged file
         raise InputError(
             f"{path}: not a model of this kind ({one_line(error)[:200]}); give an mnist.h5 "
             "that an experiment has saved"
         ) from error
-    return model
+    return twin
 
 
 def _check_digest(path: Path) -> None:
-    if digest_path(path).read_text().split()[:1] != [sha256(path)]:
+    with digest_path(path).open("rb") as file:
+        expected = file.read(64)
+    if expected != sha256(path).encode():
         raise InputError(
             f"{path}: its SHA-256 is not the one in {digest_path(path).name}: the file has changed "
             "since it was saved; restore it, or train again"
         )
+
+
+def _matching_twin(file: Any, file_size: int) -> Any:
+    """A network of stock layers, if it is the one that the file describes."""
+    # Longer than any that Keras writes for these layers.
+    attribute = file.attrs.get_id("model_config")
+    if attribute.shape != () or len(text := file.attrs["model_config"]) > 100_000:
+        raise ValueError("its model_config is not that of a small network")
+    layers = json.loads(text)["config"]["layers"]
+    expected = MnistCNN(dense_width=1).stock_twin().get_config()["layers"]
+    kinds = [[layer["class_name"] for layer in of] for of in (layers, expected)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"its layers are {', '.join(map(str, kinds[0]))[:150]}")
+    width = 0
+    for there, ours in zip(layers, expected, strict=True):
+        name = ours["config"]["name"]
+        for option in _DECISIVE & ours["config"].keys():
+            found, wanted = (layer["config"].get(option) for layer in (there, ours))
+            if (name, option) == ("dense1", "units"):
+                width = found
+            elif json.dumps(found) != json.dumps(wanted):
+                raise ValueError(f"{option} of {name} is {str(found)[:50]}, and not {wanted}")
+    if not isinstance(width, int) or not 1 <= width <= file_size // (4 * 9216):
+        raise ValueError(f"{width} units of dense1 are not in a file of {file_size} bytes")
+    return MnistCNN(width).stock_twin()
+
+
+def _weight(file: Any, name: str, variable: Any) -> npt.NDArray[np.float32]:
+    """The array at ``name``, if it is stored in this file as it is, and like ``variable``."""
+    found = file
+    for part in name.split("/"):
+        if not isinstance(found, h5py.Group) or part not in found:
+            raise ValueError(f"{name} is not there")
+        # Links can lead to other files.
+        if not isinstance(found.get(part, getlink=True), h5py.HardLink):
+            raise ValueError(f"{name} is a link")
+        found = found[part]
+    shape = tuple(variable.shape)
+    if not isinstance(found, h5py.Dataset) or found.shape != shape or found.dtype != np.float32:
+        raise ValueError(f"{name} is {found}, and not float32 of shape {shape}")
+    # So can external and virtual storage; filters can unfold, and missing bytes read as zeros.
+    layout = found.id.get_create_plist().get_layout()
+    plain = layout == h5py.h5d.CONTIGUOUS and not found.external
+    if not plain or found.id.get_storage_size() != variable.value.numpy().nbytes:
+        raise ValueError(f"{name} is not stored as plain numbers in this file")
+    weight: npt.NDArray[np.float32] = found[()]
+    if not np.isfinite(weight).all():
+        raise ValueError(f"{name} holds NaN or infinity")
+    return weight
+
+
+def _digest(weights: list[npt.NDArray[np.float32]]) -> str:
+    digest = hashlib.sha256()
+    for weight in weights:
+        digest.update(np.ascontiguousarray(weight).data)
+    return digest.hexdigest()
 
 
 def _compare(model: MnistCNN, loaded: Any, images: npt.NDArray[np.uint8]) -> None:
