@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import io
+import json
 import re
-from collections.abc import Iterator, Sequence
+import sys
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from research.errors import InputError
+from research.errors import InputError, one_line
 from research.training.schedules import Decay
 
 import tyro
@@ -50,6 +54,10 @@ class Config:
     """Steps in one call of the compiled function; changes speed, never the result."""
     log_every: int = 20
     """Write metrics and update the progress bar every so many steps."""
+    checkpoint_every: str = "60s"
+    """Steps (500), seconds (60s), minutes (5m), or two of them (500,5m) between checkpoints."""
+    keep_checkpoints: int = 3
+    """Keep the newest so many checkpoints; with held-out examples, the best one too."""
     eager: bool = False
     """Run the step eagerly, for a debugger; slower."""
     data: Path | None = None
@@ -60,9 +68,18 @@ class Config:
     """Quick mode: train and evaluate on the first so many examples."""
     run_dir: Path | None = None
     """The directory to create for this run. Default: runs/EXPERIMENT/TIME-SEED."""
+    resume: Path | None = None
+    """Go on with the run in this directory, with its own options, as if it had never stopped."""
+    fork: Path | None = None
+    """Start a new run from a checkpoint of the run in this directory, with its options."""
+    at_step: int | None = None
+    """With --fork: the step of the checkpoint. Default: the newest."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "steps_per_call", "log_every", "dense_width"):
+        for name in (
+            *("epochs", "batch_size", "steps_per_call", "log_every", "keep_checkpoints"),
+            "dense_width",
+        ):
             value = getattr(self, name)
             require(name, value, 1 <= value < 2**31, "give a whole number of at least 1")
         for name in ("learning_rate", "clip_norm"):
@@ -82,6 +99,27 @@ class Config:
             require("examples", examples, valid, "give a whole number of at least 1")
             left = f"--examples {examples} would leave nothing to train on; hold out fewer"
             require("holdout", self.holdout, self.holdout < examples, left)
+        form = "give steps (500), seconds (60s) or minutes (5m), or two of them (500,5m)"
+        require("checkpoint_every", self.checkpoint_every, self._intervals() is not None, form)
+        together = "give it together with --fork"
+        require("at_step", self.at_step, self.at_step is None or self.fork is not None, together)
+
+    @property
+    def checkpoint_interval(self) -> tuple[int | None, float | None]:
+        """Steps and seconds between two checkpoints; None where it is not to be counted in them."""
+        found = self._intervals() or {}
+        minutes, seconds = found.get("m"), found.get("s")
+        if minutes is not None:
+            seconds = 60 * minutes
+        return found.get(""), seconds
+
+    def _intervals(self) -> dict[str, int] | None:
+        matches = [
+            re.fullmatch(r"([1-9]\d{0,8})([sm]?)", part)
+            for part in self.checkpoint_every.split(",")
+        ]
+        units = {match[2]: int(match[1]) for match in matches if match}
+        return units if len(units) == len(matches) and not units.keys() >= {"s", "m"} else None
 
 
 def require(field: str, value: object, holds: bool, remedy: str) -> None:
@@ -96,25 +134,117 @@ def require(field: str, value: object, holds: bool, remedy: str) -> None:
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
+# What may be changed when a run is resumed: it decides how long, how fast or how visibly the run
+# goes on, and nothing that has been computed so far.
+_FREE_ON_RESUME = frozenset(
+    {"epochs", "steps_per_call", "log_every", "checkpoint_every", "keep_checkpoints", "eager"}
+)
+
 
 def parse(
     config_type: type[AnyConfig],
     arguments: Sequence[str] | None = None,
     description: str | None = None,
+    experiment: str | None = None,
 ) -> AnyConfig:
     """The configuration that the command line gives.
+
+    With ``--resume`` or ``--fork``, what it leaves open is as in the run that is named.
 
     Args:
         config_type: a frozen dataclass; each field is an option, each field's docstring its help.
         arguments: the words after the program's name; None takes those of this process.
         description: stands above the options in the text of ``--help``.
+        experiment: the experiment's name, which a run that is resumed or forked must have.
 
     Raises:
         InputError: for an unknown option or an impossible value.
         SystemExit: with status 0, after ``--help`` has been printed.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    before: Any = _of_named_run(config_type, arguments, experiment)
     with parse_errors_in_one_line():
-        return tyro.cli(config_type, args=arguments, description=description)
+        config: AnyConfig = tyro.cli(
+            config_type, default=before, args=arguments, description=description
+        )
+    if config.resume is not None and before is not None:
+        _refuse_changes(before, config)
+    return config
+
+
+def config_as_json(config: Config) -> dict[str, Any]:
+    """The fields of a configuration, as JSON can hold them; paths are made absolute."""
+    fields = dataclasses.asdict(config)
+    del fields["resume"]  # a run that is resumed stays the run that it is
+    return {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in fields.items()}
+
+
+def config_from_json(config_type: type[AnyConfig], fields: Mapping[str, Any]) -> AnyConfig:
+    """The configuration that ``config_as_json`` has written.
+
+    Raises:
+        TypeError, ValueError: if it is not one of this type.
+    """
+    hints = typing.get_type_hints(config_type)
+
+    def as_field(name: str, value: Any) -> Any:
+        if isinstance(value, str) and Path in (hints[name], *typing.get_args(hints[name])):
+            return Path(value)
+        return tuple(value) if isinstance(value, list) else value
+
+    return config_type(
+        **{k: as_field(k, v) for k, v in fields.items() if k not in ("experiment", "run")}
+    )
+
+
+def _of_named_run(
+    config_type: type[AnyConfig], arguments: Sequence[str], experiment: str | None
+) -> AnyConfig | None:
+    """The configuration of the run that ``--resume`` or ``--fork`` names, or None."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--resume", "--fork"):
+        parser.add_argument(option, type=Path, nargs="?")
+    named = {k: v for k, v in vars(parser.parse_known_args(arguments)[0]).items() if v}
+    if not named:
+        return None
+    if len(named) > 1:
+        raise InputError("--resume and --fork: give one of them; a fork is a run of its own")
+    ((option, run),) = named.items()
+    try:
+        fields = json.loads((run / "config.json").read_text())
+        theirs = fields["experiment"]
+        if theirs != experiment and experiment is not None:
+            raise InputError(
+                f"--{option} {run}: it is a run of {theirs}.py, and not of {experiment}.py"
+            )
+        config = config_from_json(config_type, fields)
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"--{option} {run}: not a run of this experiment, its config.json can't be read "
+            f"({one_line(error)[:100]}); name a directory under runs/"
+        ) from error
+    if option == "fork":
+        return dataclasses.replace(config, run_dir=None, fork=run, at_step=None)
+    return dataclasses.replace(config, resume=run)
+
+
+def _refuse_changes(before: Config, config: Config) -> None:
+    """Refuses what may not be changed in the middle of a run."""
+    for field in dataclasses.fields(config):
+        old, new = getattr(before, field.name), getattr(config, field.name)
+        option = f"--{field.name.replace('_', '-')} {new}"
+        fork = f"--fork {config.resume} makes it a new run"
+        if old != new and field.name not in _FREE_ON_RESUME:
+            raise InputError(
+                f"{option}: the run has {old}, and one that is resumed goes on as it was; {fork}"
+            )
+        if old != new and field.name == "epochs" and config.decay != "constant":
+            raise InputError(
+                f"{option}: the run's learning rate falls to zero over {old} epochs, so that with "
+                f"other epochs its past would be another; {fork}"
+            )
 
 
 @contextlib.contextmanager

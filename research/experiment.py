@@ -6,7 +6,7 @@ import inspect
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from research.config import AnyConfig, Config, parse
@@ -14,17 +14,15 @@ from research.data.batches import steps_per_epoch
 from research.data.dataset import Dataset, Split, hold_out
 from research.data.formats import read_dataset
 from research.data.mnist import load_mnist
-from research.errors import InputError, NonFiniteError
-from research.interrupt import stop_request
+from research.errors import InputError, NonFiniteError, StorageError
 from research.recording.run import Run, refuse_existing
 from research.recording.screen import Screen, TrainingProgress
 from research.results.evaluation import evaluate
 from research.results.export import export_h5
+from research.signals import StopRequest
 from research.training.state import State
 from research.training.strategy import make_strategy
-from research.training.train import Step, train
-
-INTERRUPTED = 130  # the exit status that shells give a program ended by Ctrl-C
+from research.training.train import Report, Step, train
 
 
 def main(
@@ -40,20 +38,22 @@ def main(
 
     Raises:
         SystemExit: status 2 after bad input, with one line that says what and why; 1 after a
-            non-finite value; 130 after Ctrl-C, when what there is has been saved and evaluated.
+            non-finite value, or where a file can't be written; 128 and the signal's number
+            (130, 143, 138) after SIGINT, SIGTERM or SIGUSR1, when a checkpoint has been saved.
     """
     status, message = 0, ""
     with Screen() as screen:
         try:
-            config = parse(config_type, description=inspect.getdoc(inspect.getmodule(build)))
-            finished = run(config, build, step, screen)
-            status = 0 if finished else INTERRUPTED
+            experiment = Path(inspect.getfile(build))
+            about = inspect.getdoc(inspect.getmodule(build))
+            config = parse(config_type, description=about, experiment=experiment.stem)
+            status = run(config, build, step, experiment, screen)
         except InputError as error:
             status, message = 2, str(error)
-        except NonFiniteError as error:
+        except (NonFiniteError, StorageError) as error:
             status, message = 1, str(error)
         except KeyboardInterrupt:
-            status, message = INTERRUPTED, "interrupted at once; nothing more was saved"
+            status, message = 130, "interrupted before training began; nothing is lost"
         except Exception:
             screen.log(traceback.format_exc())
             raise
@@ -65,43 +65,90 @@ def main(
 
 
 def run(
-    config: AnyConfig, build: Callable[[AnyConfig, int], State], step: Step, screen: Screen
-) -> bool:
-    """Trains, saves and evaluates; says whether training came to its end before Ctrl-C."""
-    refuse_existing(config.run_dir)
+    config: AnyConfig,
+    build: Callable[[AnyConfig, int], State],
+    step: Step,
+    experiment: Path,
+    screen: Screen,
+) -> int:
+    """Trains, saves and evaluates; returns the exit status, 0 where all of it is done."""
+    if config.resume is None:
+        refuse_existing(config.run_dir)
     strategy = make_strategy(config.strategy, config.batch_size)
     data, training, validation = load(config, screen)
     total_steps = config.epochs * steps_per_epoch(len(training), config.batch_size)
 
-    with Run(config, Path(inspect.getfile(build)), data) as record, stop_request() as stop:
+    with StopRequest() as stop, Run(config, experiment, data, screen.say) as record:
         screen.log_to(record.path / "log.txt")
-        screen.say(f"Training for {total_steps} steps; see {record.path}")
+        go_on = shlex.join(["python", sys.argv[0], "--resume", str(record.path)])
+        if (accuracy := record.finished_accuracy(total_steps)) is not None:
+            screen.say(f"{record.path} is finished; its test accuracy is {accuracy:.4f}.")
+            return 0
         with strategy.scope():
             state = build(config, total_steps)
-        reports = train(
-            state,
-            step,
-            training,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            steps_per_call=config.steps_per_call,
-            report_every=config.log_every,
-            report_now=stop.is_set,
-            compiled=not config.eager,
-        )
-        with TrainingProgress(screen, config.epochs, total_steps) as progress:
-            for report in reports:
-                speed = {"examples_per_second": report.examples_per_second}
-                record.record("train", report.step, report.metrics | speed)
-                progress.show(report)
-                if report.epoch_ended:
-                    found = evaluate(state.model, validation)
+        try:
+            start = record.restore(state, total_steps)
+            screen.say(f"Training for {total_steps - start.step} steps; see {record.path}")
+            reports = stop.unless_stopped(
+                train,
+                state,
+                step,
+                training,
+                epochs=config.epochs,
+                batch_size=config.batch_size,
+                steps_per_call=config.steps_per_call,
+                report_every=config.log_every,
+                early_every=config.checkpoint_interval[0],
+                report_now=lambda done: stop.is_set() or record.checkpoint_due(done),
+                unreported=start.unreported,
+                compiled=not config.eager,
+            )
+            if reports is not None:
+                progress = TrainingProgress(screen, config.epochs, total_steps, start.step)
+                record_training(reports, state, validation, record, progress, stop)
+            if stop.unless_stopped(finish, state, config, data, record, screen):
+                return 0
+        except NonFiniteError as error:
+            screen.say("Looking for the step in which it happened ...")
+            find = record.write_replay_bundle
+            bundle = stop.unless_stopped(find, state, step, training, total_steps, str(error))
+            remedy = f"look closer: python -m research replay {bundle}" if bundle else go_on
+            raise NonFiniteError(f"{error}; {remedy}") from error
+        except StorageError as error:
+            raise StorageError(f"{error}; make room, then go on: {go_on}") from error
+        done = int(state.step.numpy())
+        screen.say(f"Stopped by {stop} after {done} of {total_steps} steps. Go on: {go_on}")
+        return stop.exit_status
+
+
+def record_training(
+    reports: Iterator[Report],
+    state: State,
+    validation: Split,
+    record: Run,
+    progress: TrainingProgress,
+    stop: StopRequest,
+) -> None:
+    """The loop: what happens between two reports on training."""
+    with progress:
+        for report in reports:
+            progress.show(report)
+            recorded = report.due
+            if report.epoch_ended:
+                # If a signal ends it, a resumed run begins with this validation.
+                found = stop.unless_stopped(evaluate, state.model, validation)
+                if recorded := found is not None:
                     figures = {"loss": found.loss, "accuracy": found.accuracy}
                     record.record("validation", report.step, figures)
                     progress.show_validation(report.epoch, figures)
-                if stop.is_set():
-                    break
-        return finish(state, total_steps, config, data, record, screen)
+            if recorded:
+                speed = {"examples_per_second": report.examples_per_second}
+                record.record("train", report.step, report.metrics | speed)
+            if stop.is_set() or record.checkpoint_due(report.step):
+                record.checkpoint(state, None if recorded else report)
+            if stop.is_set():
+                return
+        record.checkpoint(state)
 
 
 def load(config: AnyConfig, screen: Screen) -> tuple[Dataset, Split, Split]:
@@ -120,21 +167,13 @@ def load(config: AnyConfig, screen: Screen) -> tuple[Dataset, Split, Split]:
     return data, training, validation
 
 
-def finish(
-    state: State, total_steps: int, config: Config, data: Dataset, record: Run, screen: Screen
-) -> bool:
-    """Saves mnist.h5 and evaluates it on the test set; says whether training was complete."""
-    done = int(state.step.numpy())
-    finished = done == total_steps
-    screen.say(
-        "Training finished successfully."
-        if finished
-        else f"Stopped by Ctrl-C after {done} of {total_steps} steps: saving what there is."
-    )
+def finish(state: State, config: Config, data: Dataset, record: Run, screen: Screen) -> bool:
+    """Saves mnist.h5 and evaluates it on the test set."""
+    screen.say("Training finished successfully.")
     h5 = record.path / "mnist.h5"
     saved = export_h5(state.model, h5, data.test.images[:1000], config.learning_rate)
     test = evaluate(saved, data.test)
-    record.write_evaluation(test, data=data.source, steps=done, finished=finished)
+    record.write_evaluation(test, data=data.source, steps=int(state.step.numpy()))
     low, high = test.accuracy_interval
     screen.say(f"Test loss: {test.loss:.4f}")
     screen.say(f"Test accuracy: {test.accuracy:.4f} (95% interval {low:.4f} to {high:.4f})")
@@ -142,4 +181,4 @@ def finish(
     screen.say(f"Look closer: python -m research evaluate {shlex.quote(str(record.path))}")
     folder = "runs" if config.run_dir is None else shlex.quote(str(record.path))
     screen.say(f"Watch metrics: tensorboard --logdir {folder}")
-    return finished
+    return True

@@ -14,7 +14,7 @@ import re
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Lines of TensorFlow's and absl's loggers, below the severity "fatal", and lines that go on
@@ -101,7 +101,7 @@ class DivertedStderr:
         # A description of its own, whose position after a write tells where the line stands.
         self._own = path.open("ab", buffering=0)
         self._reader = path.open("rb", buffering=0)
-        self._position = 0
+        self._position = self._reader.seek(0, os.SEEK_END)  # a resumed run has a log already
         self._own_ranges: list[tuple[int, int]] = []
         self._write_own(content)
 
@@ -112,9 +112,11 @@ class DivertedStderr:
             self._temporary.unlink()
 
     def _write_own(self, content: bytes) -> None:
-        self._own.write(content)
+        written = 0
+        with contextlib.suppress(OSError):  # without room the log has gaps; the screen has it all
+            written = self._own.write(content)
         end = self._own.tell()
-        self._own_ranges.append((end - len(content), end))
+        self._own_ranges.append((end - written, end))
 
     def _read(self) -> None:
         """Reads what has come since, without our own lines."""
@@ -160,6 +162,21 @@ def import_tensorflow_quietly() -> None:
             os.close(screen)
             file.seek(0)
             _imported_with = file.read()
+
+
+@contextlib.contextmanager
+def silenced_stderr() -> Iterator[None]:
+    """Loses what is written to the descriptor of standard error, whoever writes it."""
+    _flush()
+    before = _open_stderr()
+    try:
+        with Path(os.devnull).open("wb") as null:
+            os.dup2(null.fileno(), 2)
+            yield
+    finally:
+        _flush()
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def _open_stderr() -> int:

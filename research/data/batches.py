@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from research.data.dataset import NUM_CLASSES
+from research.data.dataset import NUM_CLASSES, Split
 from research.seeds import derive_seed
 
 import tensorflow as tf
@@ -41,6 +41,20 @@ def batch_indices(order: Any, step_in_epoch: Any, batch_size: int) -> Any:
     """
     start = step_in_epoch * batch_size
     return order[start : start + batch_size]
+
+
+def batch_of_step(seed: int, step: int, split: Split, batch_size: int) -> tuple[Any, Any]:
+    """The batch that a step works on, as ``take_batch`` returns it.
+
+    Args:
+        seed: the run's seed, 0 to 2**31 - 1.
+        step: number of steps done before.
+        split: what is trained on.
+        batch_size: examples per step.
+    """
+    epoch, in_epoch = divmod(step, steps_per_epoch(len(split), batch_size))
+    indices = batch_indices(epoch_order(seed, epoch, len(split)), in_epoch, batch_size)
+    return take_batch(split.images, split.labels, indices)
 
 
 def take_batch(images: Any, labels: Any, indices: Any) -> tuple[Any, Any]:

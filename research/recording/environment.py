@@ -53,6 +53,25 @@ def describe_environment(source: Path) -> dict[str, Any]:
     }
 
 
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What can change the last bits of a result, one phrase for each difference.
+
+    Args:
+        before, now: from ``describe_environment``.
+    """
+    found = []
+    for part in ("python", "packages", "cpu", "cores", "devices", "threads", "flags"):
+        a, b = before.get(part), now.get(part)
+        if isinstance(a, dict) and isinstance(b, dict):
+            names = sorted(name for name in a | b if a.get(name) != b.get(name))
+            found += [f"{name} {a.get(name)} is now {b.get(name)}" for name in names]
+        elif a != b:
+            found.append(f"{part} {a} is now {b}")
+    if before.get("git") != now.get("git"):
+        found.append("the code is at another commit, or has been edited")
+    return found
+
+
 def uncommitted_changes(source: Path) -> bytes:
     """What is not committed in the git repository of a file, as a patch for ``git apply``.
 

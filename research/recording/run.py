@@ -3,60 +3,131 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import itertools
 import json
 import os
 import shlex
 import shutil
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from research.config import Config
-from research.data.dataset import Dataset
+from research.config import Config, config_as_json
+from research.data.batches import batch_of_step
+from research.data.dataset import Dataset, Split
 from research.errors import InputError
-from research.files import write_json
-from research.recording.environment import describe_environment, uncommitted_changes
-from research.recording.tensorboard import TensorBoardWriter
+from research.files import remove_partial_files, sha256, storage_errors, write_json
+from research.recording.checkpoints import (
+    Checkpoint,
+    DamagedError,
+    checkpoint_path,
+    checkpoint_paths,
+    read_checkpoint,
+    restore,
+    write_checkpoint,
+)
+from research.recording.environment import (
+    describe_environment,
+    differences,
+    uncommitted_changes,
+)
+from research.recording.metrics import MetricsFile, cut_metrics
+from research.recording.tensorboard import TensorBoardWriter, cut_events
+from research.training.state import State
+from research.training.train import Report, Step, Unreported, go_to_non_finite
+
+import numpy as np
 
 
 class Run:
-    """A run directory, created exclusively.
+    """The directory of a run, which belongs to this process until it is closed.
 
     It holds ``config.json``, ``environment.json``, ``command.txt``, ``uncommitted.diff``, a copy
     of the experiment's file, ``metrics.jsonl``, TensorBoard's event files in ``train/`` and
-    ``validation/``, ``log.txt``, and at the end ``mnist.h5``, ``mnist.h5.sha256`` and
-    ``evaluation.json``. With them a run can be understood and repeated.
+    ``validation/``, ``log.txt``, ``checkpoints/``, and at the end ``mnist.h5``,
+    ``mnist.h5.sha256`` and ``evaluation.json``. With them a run can be understood, continued
+    and repeated.
 
     Args:
-        config: is written down, and names the directory where it has a ``run_dir``.
+        config: is written down. It says whether this is a new run, one that is resumed, or one
+            that goes on from a checkpoint of another.
         experiment: the file of the experiment.
         data: is identified by its digest.
+        say: is given what the user should know, line by line.
 
     Raises:
-        InputError: if the ``run_dir`` asked for exists or can't be created.
+        InputError: if the directory can't be created, or the run can't be resumed.
+        StorageError: here and by its methods, if a file can't be written.
     """
 
-    def __init__(self, config: Config, experiment: Path, data: Dataset) -> None:
-        self.path = _create_directory(config, experiment.stem)
-        self._started = time.time()
-        fields = dataclasses.asdict(config)
-        write_json(
-            self.path / "config.json",
-            {"experiment": experiment.stem}
-            | {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in fields.items()},
-        )
-        environment = describe_environment(experiment)
-        environment["data"] = {"source": data.source, "sha256": data.sha256()}
-        write_json(self.path / "environment.json", environment)
-        command = shlex.join(environment["command"])
-        (self.path / "command.txt").write_text(command + "\n", errors="backslashreplace")
-        if patch := uncommitted_changes(experiment):
-            (self.path / "uncommitted.diff").write_bytes(patch)
-        shutil.copy(experiment, self.path)
-        self._metrics = (self.path / "metrics.jsonl").open("x", buffering=1)
+    def __init__(
+        self, config: Config, experiment: Path, data: Dataset, say: Callable[[str], None]
+    ) -> None:
+        self._config = config
+        self._experiment = experiment
+        self._say = say
+        self.path = config.resume or _create_directory(config, experiment.stem)
+        self._lock = _lock(self.path)
+        self._checkpoints = self.path / "checkpoints"
+        self._metrics: MetricsFile | None = None
         self._tensorboard = TensorBoardWriter(self.path)
+        try:
+            environment = describe_environment(experiment)
+            environment["data"] = {"source": data.source, "sha256": data.sha256()}
+            with storage_errors(self.path):
+                if config.resume is None:
+                    self._describe(environment)
+                else:
+                    self._describe_resumed(environment)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def restore(self, state: State, total_steps: int) -> Checkpoint:
+        """Gives a state the values that it had when the run was last at work.
+
+        What the run has recorded since then is taken back, to be recorded again. A new run
+        leaves the state as it is built, or has it go on from the run that it is forked from. A
+        checkpoint that is damaged is named and moved aside, and the newest good one is used.
+
+        Args:
+            state: as the experiment builds it; is changed.
+            total_steps: how far the run is to go.
+
+        Returns:
+            Where the run stands.
+
+        Raises:
+            InputError: if there are checkpoints, and none is good, or if it is there already.
+        """
+        source, at = self.path, self._newest_good(state)
+        if at is None and self._config.fork is not None:
+            source, at = self._config.fork, self._fork(state)
+        elif at is None:
+            at = Checkpoint(self._identity, state.values())
+        else:
+            restore(at, state)
+        if at.step > total_steps:
+            epochs = f"--epochs {self._config.epochs}"
+            raise InputError(f"{epochs}: of {total_steps} steps {at.step} are done; give more")
+        cut_metrics(source, self.path, at.recorded)
+        cut_events(source, self.path, at.recorded)
+        self._metrics = MetricsFile(self.path)
+        if source != self.path:
+            self._tensorboard.text("train", at.recorded, "lineage", f"{source}, step {at.step}")
+            self._say(f"Forked from {source} after step {at.step}")
+        elif self._config.resume is not None:
+            self._say(f"Resuming {self.path} after step {at.step}")
+        if not checkpoint_path(self._checkpoints, at.step).exists():
+            write_checkpoint(at, checkpoint_path(self._checkpoints, at.step))
+        self._best = at.best
+        self._saved_all, self._best_saved = not at.unreported, True
+        self._began = time.monotonic() - at.seconds
+        self._saved_step, self._saved_time = at.step, time.monotonic()
+        return at
 
     def record(self, split: str, step: int, metrics: Mapping[str, float]) -> None:
         """Writes what was measured to metrics.jsonl and to TensorBoard.
@@ -66,21 +137,214 @@ class Run:
             step: number of steps done.
             metrics: finite values by name.
         """
-        seconds = round(time.time() - self._started, 3)
-        line = {"split": split, "step": step, "seconds": seconds, **metrics}
-        self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
+        assert self._metrics is not None, "restore a state first"
+        seconds = round(time.monotonic() - self._began, 3)
+        self._metrics.write({"split": split, "step": step, "seconds": seconds, **metrics})
         self._tensorboard.scalars(split, step, metrics)
+        # Nothing may be selected on the test set: without held-out examples there is no best.
+        if split == "validation" and self._config.holdout:
+            figures = ("accuracy", "loss")
+            found = {"step": step} | {name: metrics[name] for name in figures}
+            if self._best is None or _rank(found) > _rank(self._best):
+                self._best, self._best_saved = found, False
+
+    def checkpoint_due(self, step: int) -> bool:
+        """Whether it is time for a checkpoint, or the last validation was the best so far.
+
+        Args:
+            step: number of steps done.
+        """
+        if not self._best_saved:
+            return True
+        steps, seconds = self._config.checkpoint_interval
+        return (steps is not None and step % steps == 0 and step > self._saved_step) or (
+            seconds is not None and time.monotonic() - self._saved_time >= seconds
+        )
+
+    def checkpoint(self, state: State, unrecorded: Report | None = None) -> None:
+        """Saves where the run stands, and removes checkpoints that are no longer to be kept.
+
+        Does nothing where that has just been done.
+
+        Args:
+            state: as it is after the last step.
+            unrecorded: a report on the last steps that has not been recorded.
+
+        Raises:
+            NonFiniteError: if the state holds NaN or infinity; nothing is saved then.
+            StorageError: if there is no room; the checkpoints before are intact.
+        """
+        assert self._metrics is not None, "restore a state first"
+        if int(state.step.numpy()) == self._saved_step and self._saved_all:
+            return
+        # What a checkpoint says has been recorded must outlast a crash as it does.
+        self._metrics.sync()
+        self._tensorboard.sync()
+        at = Checkpoint(
+            run=self._identity,
+            variables=state.values(),
+            seconds=round(time.monotonic() - self._began, 3),
+            best=self._best,
+            unreported=Unreported(unrecorded.history, unrecorded.seconds)
+            if unrecorded is not None
+            else Unreported(),
+        )
+        write_checkpoint(at, checkpoint_path(self._checkpoints, at.step))
+        self._saved_step, self._saved_time = at.step, time.monotonic()
+        self._saved_all = self._best_saved = unrecorded is None
+        best = self._best and checkpoint_path(self._checkpoints, int(self._best["step"]))
+        for path in checkpoint_paths(self._checkpoints)[self._config.keep_checkpoints :]:
+            if path != best:
+                path.unlink()
+
+    def write_replay_bundle(
+        self, state: State, step: Step, split: Split, until: int, reason: str
+    ) -> Path | None:
+        """Goes back to the last checkpoint, and on to the step that makes something non-finite.
+
+        What is needed to run that step again is left in a directory: the state before it, the
+        batch, the configuration with the seed, and the experiment's file.
+
+        Args:
+            state: is left as it was before that step.
+            step, split: what is trained, and on what.
+            until: the last step to try.
+            reason: what was found to be non-finite.
+
+        Returns:
+            The directory; None if everything stayed finite this time.
+        """
+        config, last = self._config, self._newest_good(state)
+        assert last is not None, "restore a state first"
+        restore(last, state)
+        if not go_to_non_finite(state, step, split, batch_size=config.batch_size, until=until):
+            return None
+        done = int(state.step.numpy())
+        folder = self.path / f"replay-step-{done + 1:08d}"
+        with storage_errors(folder):
+            folder.mkdir(exist_ok=True)
+            write_checkpoint(
+                Checkpoint(self._identity, state.values()), folder / "state.safetensors"
+            )
+            images, labels = batch_of_step(state.seed, done, split, config.batch_size)
+            np.savez(folder / "batch.npz", images=images, labels=labels)
+            shutil.copy(self._experiment, folder)
+            about = {"experiment": self._experiment.name, "reason": reason, "until": until}
+            write_json(folder / "bundle.json", about | {"config": config_as_json(config)})
+        return folder
 
     def write_evaluation(self, evaluation: Any, **facts: Any) -> None:
         """Writes an evaluation, and facts to go with it, to evaluation.json."""
         write_json(self.path / "evaluation.json", facts | dataclasses.asdict(evaluation))
 
+    def finished_accuracy(self, total_steps: int) -> float | None:
+        """The test accuracy of a run that has already done so many steps and saved its model."""
+        try:
+            found = json.loads((self.path / "evaluation.json").read_text())
+            digest = (self.path / "mnist.h5.sha256").read_text().split()[0]
+            finished = found["steps"] == total_steps and digest == sha256(self.path / "mnist.h5")
+            return float(found["accuracy"]) if finished else None
+        except (OSError, ValueError, KeyError, IndexError, TypeError):
+            return None
+
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._metrics.close()
+        if self._metrics is not None:
+            self._metrics.close()
         self._tensorboard.close()
+        os.close(self._lock)
+
+    def _describe(self, environment: dict[str, Any]) -> None:
+        """Writes down what a new run is; config.json, by which it is known as one, at the end."""
+        self._identity = uuid.uuid4().hex
+        write_json(self.path / "environment.json", environment)
+        self._write_command(environment)
+        if patch := uncommitted_changes(self._experiment):
+            (self.path / "uncommitted.diff").write_bytes(patch)
+        shutil.copy(self._experiment, self.path)
+        self._write_config()
+
+    def _describe_resumed(self, environment: dict[str, Any]) -> None:
+        """Compares with what the run was; adds what it is from now on."""
+        remove_partial_files(self.path)
+        self._identity = json.loads((self.path / "config.json").read_text())["run"]
+        try:
+            before = json.loads((self.path / "environment.json").read_text())
+            data, now = before["data"]["sha256"], environment["data"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"--resume {self.path}: its environment.json can't be read, so nobody knows what "
+                "data it was trained on; start a new run"
+            ) from error
+        if data != now["sha256"]:
+            raise InputError(
+                f"--resume {self.path}: {now['source']} is no longer what it was trained on; "
+                "restore the data, or start a new run"
+            )
+        different = differences(before, environment)
+        copy = self.path / self._experiment.name
+        if not copy.exists() or copy.read_bytes() != self._experiment.read_bytes():
+            different.append(f"{copy.name} has been edited")
+        if different:
+            self._say(f"Perhaps not bit for bit from here on: {'; '.join(different)}")
+        before.setdefault("resumed", []).append(
+            {"command": environment["command"], "differences": different}
+        )
+        write_json(self.path / "environment.json", before)
+        self._write_command(environment)
+        self._write_config()
+
+    def _write_config(self) -> None:
+        about = {"experiment": self._experiment.stem, "run": self._identity}
+        write_json(self.path / "config.json", about | config_as_json(self._config))
+
+    def _write_command(self, environment: dict[str, Any]) -> None:
+        with (self.path / "command.txt").open("a", errors="backslashreplace") as file:
+            file.write(shlex.join(environment["command"]) + "\n")
+
+    def _newest_good(self, state: State) -> Checkpoint | None:
+        """The newest checkpoint that is not damaged; None where the run has none at all."""
+        damaged: list[DamagedError] = []
+        for path in checkpoint_paths(self._checkpoints):
+            try:
+                found = read_checkpoint(path, state, self._identity)
+            except DamagedError as error:
+                damaged.append(error)
+                continue
+            for bad in damaged:
+                aside = bad.path.with_suffix(".damaged")
+                bad.path.replace(aside)
+                self._say(f"{bad}; moved aside to {aside.name}")
+            return found
+        if damaged:
+            raise InputError(f"{damaged[0]}; no other checkpoint is good: start a new run")
+        return None
+
+    def _fork(self, state: State) -> Checkpoint:
+        """Takes the state over from another run; returns where this run stands."""
+        source, step = self._config.fork, self._config.at_step
+        assert source is not None
+        there = checkpoint_paths(source / "checkpoints")
+        if step is not None:
+            wanted = checkpoint_path(source / "checkpoints", step)
+            if wanted not in there:
+                steps = ", ".join(str(int(path.stem[5:])) for path in reversed(there)) or "none"
+                raise InputError(
+                    f"--at-step {step}: {source} keeps checkpoints of other steps: {steps}"
+                )
+            there = [wanted]
+        if not there:
+            raise InputError(f"--fork {source}: it has no checkpoint")
+        at = read_checkpoint(there[0], state)
+        # Keras keeps a constant learning rate in a variable; the new run's is what it asks for.
+        restore(at, state, leave=lambda name: name.endswith("/learning_rate"))
+        return dataclasses.replace(at, run=self._identity, variables=state.values(), best=None)
+
+
+def _rank(figures: Mapping[str, float]) -> tuple[float, float]:
+    return figures["accuracy"], -figures["loss"]
 
 
 def refuse_existing(run_dir: Path | None) -> None:
@@ -92,8 +356,25 @@ def refuse_existing(run_dir: Path | None) -> None:
     if run_dir is not None and os.path.lexists(run_dir):
         raise InputError(
             f"--run-dir {run_dir}: it exists, and a run never writes into another's directory; "
-            "name a new one, or leave the option out"
+            "name a new one, or --resume this one"
         )
+
+
+def _lock(path: Path) -> int:
+    """A descriptor whose lock on a run directory the kernel gives up when this process ends.
+
+    Raises:
+        InputError: if another process has it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise InputError(
+            f"--resume {path}: another process is at work on it; wait for it, or stop it"
+        ) from error
+    return descriptor
 
 
 def _create_directory(config: Config, experiment: str) -> Path:

@@ -70,9 +70,10 @@ class TrainingProgress:
         screen: where to show it.
         epochs: number of epochs in all.
         steps: number of steps in all.
+        done: how many of them are done already.
     """
 
-    def __init__(self, screen: Screen, epochs: int, steps: int) -> None:
+    def __init__(self, screen: Screen, epochs: int, steps: int, done: int = 0) -> None:
         self._screen = screen
         self._epochs = epochs
         self._last_line = time.monotonic()
@@ -86,7 +87,7 @@ class TrainingProgress:
             disable=not screen.console.is_terminal,
             transient=True,
         )
-        self._task = self._live.add_task("compiling the step", total=steps)
+        self._task = self._live.add_task("starting", total=steps, completed=done)
 
     def show(self, report: Report) -> None:
         """Brings the display up to a report."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from research.seeds import derive_seed
 
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 
@@ -26,6 +29,8 @@ class State:
         seed: the run's seed, 0 to 2**31 - 1; with the step it decides all randomness.
         clip_norm: gradients whose global norm is larger are scaled down to it; None for never.
         options: whatever a step wants to look up, such as the experiment's configuration.
+        extra: further variables that the step changes, by name, such as a moving average of the
+            weights. What is kept anywhere else is lost when a run is resumed.
         strategy: where and on how many replicas steps run.
         step: int64 variable, the number of steps done.
         share: this replica's part of the batch, 0 to 1; None where there is one replica. Set by
@@ -38,6 +43,7 @@ class State:
     seed: int = 0
     clip_norm: float | None = None
     options: Any = None
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     strategy: Any = dataclasses.field(default_factory=tf.distribute.get_strategy)
     step: Any = dataclasses.field(
         default_factory=lambda: tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
@@ -60,6 +66,24 @@ class State:
             object.__setattr__(self, "optimizer", scaled)
         if not self.optimizer.built:
             self.optimizer.build(self.model.trainable_variables)
+
+    def variables(self) -> dict[str, Any]:
+        """Every variable that training changes, by name: all that a checkpoint has to hold.
+
+        There is no random-number state among them: random numbers are a function of the seed
+        and the step. The order is that of construction and the same in every process.
+        """
+        found = {"step": self.step}
+        for group, variables in (
+            ("model", self.model.variables),
+            ("optimizer", self.optimizer.variables),
+        ):
+            found |= {f"{group}/{n:03d}/{v.path}": v for n, v in enumerate(variables)}
+        return found | {f"extra/{name}": variable for name, variable in self.extra.items()}
+
+    def values(self) -> dict[str, npt.NDArray[Any]]:
+        """The values of ``variables()``, copied to the host, in the same order."""
+        return {name: np.array(v.numpy()) for name, v in self.variables().items()}
 
     def random_seed(self, name: str) -> Any:
         """A seed for this step's random numbers, int64 [2], different on every replica.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from research.data.batches import batch_indices, epoch_order, steps_per_epoch, take_batch
@@ -18,15 +18,20 @@ import tensorflow as tf
 
 Step = Callable[[State, Any, Any], dict[str, Any]]
 
+# Python hears a signal only between two calls of a compiled function: that bounds their length.
+SECONDS_PER_CALL = 0.4
+
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What happened since the report before.
+    """What happened since the last report that was due.
 
     Attributes:
         step: number of steps done since the start of training.
         epoch: the epoch that the last of these steps belongs to, counted from 1.
         epoch_ended: whether that step was the epoch's last.
+        due: whether a report was due here. One that is made early covers steps that the next
+            will cover too: nothing is missing from the others because of it.
         metrics: for each value that the step returns, its mean over the examples since then.
         history: the same values step by step, each float32 [S].
         examples: number of examples since then.
@@ -37,6 +42,7 @@ class Report:
     step: int
     epoch: int
     epoch_ended: bool
+    due: bool
     metrics: dict[str, float]
     history: dict[str, npt.NDArray[np.float32]]
     examples: int
@@ -48,6 +54,17 @@ class Report:
         return self.examples / self.seconds
 
 
+@dataclasses.dataclass(frozen=True)
+class Unreported:
+    """What a report had measured that was early, or that was not dealt with; see ``Report``."""
+
+    history: Mapping[str, npt.NDArray[np.float32]] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+
+    def __len__(self) -> int:
+        return len(next(iter(self.history.values()), ()))
+
+
 def train(
     state: State,
     step: Step,
@@ -55,15 +72,19 @@ def train(
     *,
     epochs: int,
     batch_size: int,
+    until: int | None = None,
     steps_per_call: int = 10,
     report_every: int = 20,
-    report_now: Callable[[], bool] = lambda: False,
+    early_every: int | None = None,
+    report_now: Callable[[int], bool] = lambda done: False,
+    unreported: Unreported | None = None,
     compiled: bool = True,
 ) -> Iterator[Report]:
     """Runs ``step`` on batch after batch until ``epochs`` are done.
 
-    The step is traced once, before the first step runs. Training goes on from ``state.step``,
-    and since a batch is a function of seed and step, it goes on with the batch that is due.
+    The step is traced once, by this call; it runs when the first report is asked for. Training
+    goes on from ``state.step``, and since a batch is a function of seed and step, it goes on
+    with the batch that is due.
 
     Args:
         state: is changed in place.
@@ -72,14 +93,20 @@ def train(
         split: what to train on; each example is used exactly once per epoch.
         epochs: passes over ``split``, counted from the very start of training.
         batch_size: examples per step over all replicas; an epoch's last batch may be smaller.
-        steps_per_call: how many steps one call of the compiled function runs. It changes speed
-            and how soon the caller is heard, never the result.
+        until: ends training after so many steps, counted from the very start.
+        steps_per_call: how many steps one call of the compiled function runs at most; fewer
+            where they are slow, so that the caller is heard in time. It changes speed, never
+            the result.
         report_every: a report is due each time this many steps are done, and after each epoch.
-        report_now: is asked after every call; where it says yes, a report is made early.
+        early_every: an early report is made each time this many steps are done.
+        report_now: is asked after every call, with the number of steps done; where it says yes,
+            an early report is made.
+        unreported: where ``state`` comes from before the last report was dealt with, what that
+            had measured. If it was due, it is made again, first of all.
         compiled: False runs the step eagerly, for a debugger; slower, and equal but for rounding.
 
     Yields:
-        A report, at every step where one is due.
+        A report, at every step where one is due or asked for.
 
     Raises:
         NonFiniteError: if a value that the step returns becomes NaN or infinite.
@@ -89,31 +116,96 @@ def train(
     run_steps, names = _several_steps(state, step, split, batch_size)
     if compiled:
         run_steps = tf.function(run_steps).get_concrete_function(tf.TensorSpec([], tf.int32))
-    weights_before = [v.numpy() for v in state.model.trainable_variables]
+    before = unreported or Unreported()
     per_epoch = steps_per_epoch(len(split), batch_size)
-    done = reported = int(state.step.numpy())
-    seconds, rows = 0.0, []
-    while done < epochs * per_epoch:
-        epoch, in_epoch = divmod(done, per_epoch)
-        due = min(per_epoch - in_epoch, report_every - done % report_every)
-        begun = time.perf_counter()
-        rows.append(run_steps(tf.constant(min(due, steps_per_call))).numpy())
-        seconds += time.perf_counter() - begun
-        done += len(rows[-1])
-        if len(rows[-1]) < due and not report_now():
-            continue
-        sizes = np.full(done - reported, batch_size)
+    last = epochs * per_epoch if until is None else min(until, epochs * per_epoch)
+
+    def report(done: int, due: bool, rows: list[Any], earlier: Any, seconds: float) -> Report:
+        history = _history(names, rows, earlier)
+        sizes = np.full(len(next(iter(history.values()))), batch_size)
         if done % per_epoch == 0:
             sizes[-1] = len(split) - (per_epoch - 1) * batch_size
-        history = dict(zip(names, np.concatenate(rows).T, strict=True))
-        _check_finite(history, reported)
-        if weights_before:
-            _check_changed(state, weights_before, history)
-            weights_before = []
-        metrics = {n: float(np.average(v, weights=sizes)) for n, v in history.items()}
-        ended = done % per_epoch == 0
-        yield Report(done, epoch + 1, ended, metrics, history, int(sizes.sum()), seconds)
-        reported, seconds, rows = done, 0.0, []
+        _check_finite(history, done - len(sizes))
+        return Report(
+            step=done,
+            epoch=(done - 1) // per_epoch + 1,
+            epoch_ended=done % per_epoch == 0,
+            due=due,
+            metrics={n: float(np.average(v, weights=sizes)) for n, v in history.items()},
+            history=history,
+            examples=int(sizes.sum()),
+            seconds=seconds,
+        )
+
+    def reports() -> Iterator[Report]:
+        weights_before = [v.numpy() for v in state.model.trainable_variables]
+        done = int(state.step.numpy())
+        earlier, seconds = before.history, before.seconds
+        rows: list[npt.NDArray[np.float32]] = []
+        if earlier and 0 in (done % per_epoch, done % report_every):
+            yield report(done, True, rows, earlier, seconds)
+            earlier, seconds = {}, 0.0
+        steps_in_time = 1
+        while done < last:
+            due = min(per_epoch - done % per_epoch, report_every - done % report_every)
+            early = min(due, last - done, early_every - done % early_every if early_every else due)
+            begun = time.perf_counter()
+            rows.append(run_steps(tf.constant(min(early, steps_per_call, steps_in_time))).numpy())
+            elapsed = time.perf_counter() - begun
+            ran = len(rows[-1])
+            seconds += elapsed
+            done += ran
+            steps_in_time = max(1, int(SECONDS_PER_CALL / elapsed * ran))
+            if ran < early and not report_now(done):
+                continue
+            latest = report(done, ran == due, rows, earlier, seconds)
+            if weights_before:
+                _check_changed(state, weights_before, latest.history)
+                weights_before = []
+            yield latest
+            if latest.due:
+                earlier, seconds, rows = {}, 0.0, []
+
+    return reports()
+
+
+def go_to_non_finite(
+    state: State, step: Step, split: Split, *, batch_size: int, until: int
+) -> bool:
+    """Trains, step by step, up to where the next step makes something NaN or infinite.
+
+    Args:
+        state: is left as it is before that step.
+        step, split, batch_size: see ``train``.
+        until: gives up after so many steps, counted from the very start.
+
+    Returns:
+        Whether there is such a step: its values or the variables after it are not finite.
+    """
+    before = state.values()
+    try:
+        for _ in train(
+            state, step, split, epochs=until, batch_size=batch_size, until=until, report_every=1
+        ):
+            after = state.values()
+            if non_finite(after) is not None:
+                break
+            before = after
+        else:
+            return False
+    except NonFiniteError:
+        pass
+    for variable, value in zip(state.variables().values(), before.values(), strict=True):
+        variable.assign(value)
+    return True
+
+
+def non_finite(values: Mapping[str, npt.NDArray[Any]]) -> str | None:
+    """The name of the first array that holds NaN or infinity, or None."""
+    for name, value in values.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            return name
+    return None
 
 
 def _several_steps(
@@ -154,6 +246,25 @@ def _several_steps(
     return run_steps, names
 
 
+def _history(
+    names: list[str],
+    rows: list[npt.NDArray[np.float32]],
+    earlier: Mapping[str, npt.NDArray[np.float32]],
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Each metric's values step by step, behind those from before the run was resumed."""
+    if not rows:
+        return dict(earlier)
+    history = dict(zip(names, np.concatenate(rows).T, strict=True))
+    if earlier and earlier.keys() != history.keys():
+        raise ValueError(
+            f"the step returns {', '.join(history)}, and returned {', '.join(earlier)} before "
+            "the run was resumed: resume with the step that it was started with"
+        )
+    if earlier:
+        history = {name: np.concatenate([earlier[name], new]) for name, new in history.items()}
+    return history
+
+
 def _checked_names(metrics: Any) -> list[str]:
     if not isinstance(metrics, dict) or not metrics:
         raise ValueError(f"the step returned {metrics!r}; return a dictionary {{name: scalar}}")
@@ -174,7 +285,8 @@ def _check_finite(history: dict[str, npt.NDArray[np.float32]], before: int) -> N
             first = int(np.argmin(np.isfinite(values)))
             raise NonFiniteError(
                 f"{name} became {values[first]} at step {before + first + 1}; try a lower "
-                "--learning-rate, --clip-norm 1, or --precision float32"
+                "--learning-rate, --clip-norm 1, or --precision float32",
+                step=before + first + 1,
             )
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from research.data.batches import batch_indices, epoch_order, steps_per_epoch, take_batch
@@ -10,7 +10,7 @@ from research.network.mnist_cnn import MnistCNN
 from research.training.schedules import LearningRate
 from research.training.state import State
 from research.training.strategy import make_strategy
-from research.training.train import Report, train
+from research.training.train import Report, Unreported, go_to_non_finite, train
 
 import numpy as np
 import pytest
@@ -104,23 +104,59 @@ def test_the_step_is_traced_once(step: Step) -> None:
     assert len(traces) == 1
 
 
-def test_resumed_equals_uninterrupted(step: Step) -> None:
-    split = make_split(100)
-    whole, first, second = make_state(), make_state(), make_state(seed=0)
-    run(whole, step, split)
-    reports = train(first, step, split, epochs=2, batch_size=16, report_every=5)
-    assert next(reports).step == 5
-    reports.close()  # type: ignore[attr-defined]
-    for source, target in (
-        (first.model.variables, second.model.variables),
-        (first.optimizer.variables, second.optimizer.variables),
-    ):
-        for a, b in zip(source, target, strict=True):
-            b.assign(a)
-    second.step.assign(first.step)
-    run(second, step, split)
-    for a, b in zip(whole.model.get_weights(), second.model.get_weights(), strict=True):
+def given(state: State, values: Mapping[str, Any]) -> State:
+    for variable, value in zip(state.variables().values(), values.values(), strict=True):
+        variable.assign(value)
+    return state
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 7, 9])  # in the middle, where a report is due, at the
+def test_resumed_equals_uninterrupted(stop_at: int, step: Step) -> None:  # epoch's end, beyond it
+    split, options = make_split(100), {"report_every": 5, "steps_per_call": 3}
+    whole, first = make_state(), make_state()
+    expected = run(whole, step, split, **options)
+    reports = run(first, step, split, until=stop_at, **options)
+    last = reports.pop()
+    # An early report, and one that was due and that nobody has dealt with, are taken along.
+    unreported = Unreported(last.history, last.seconds)
+    second = given(make_state(), first.values())
+    reports += run(second, step, split, unreported=unreported, **options)
+    for a, b in zip(whole.values().values(), second.values().values(), strict=True):
         np.testing.assert_array_equal(a, b)
+    assert [(r.step, r.due, r.metrics, r.examples) for r in reports] == [
+        (r.step, r.due, r.metrics, r.examples) for r in expected
+    ]
+
+
+def test_state_of_ones_own_is_among_the_variables(step: Step) -> None:
+    def averaging(state: State, images: Any, labels: Any) -> dict[str, Any]:
+        metrics = step(state, images, labels)
+        state.extra["average"].assign_add(0.1 * (metrics["loss"] - state.extra["average"]))
+        return metrics | {"average": state.extra["average"].read_value()}
+
+    def state() -> State:
+        return make_state(extra={"average": tf.Variable(0.0)})
+
+    whole, first = state(), state()
+    run(whole, averaging, make_split(100))
+    run(first, averaging, make_split(100), until=6)
+    second = given(state(), first.values())
+    run(second, averaging, make_split(100))
+    assert whole.values()["extra/average"] == second.values()["extra/average"]
+
+
+def test_one_can_go_back_to_the_step_before_something_became_non_finite(step: Step) -> None:
+    def failing(state: State, images: Any, labels: Any) -> dict[str, Any]:
+        metrics = step(state, images, labels)
+        state.model.dense2.bias.assign_add(tf.where(state.step == 8, np.inf, 0.0) * tf.ones([10]))
+        return {"loss": metrics["loss"]}
+
+    state, twin = make_state(), make_state()
+    options: dict[str, Any] = {"batch_size": 16, "until": 12}
+    assert not go_to_non_finite(twin, step, make_split(100), **options)
+    assert go_to_non_finite(state, failing, make_split(100), **options)
+    assert state.step.numpy() == 8
+    assert all(np.isfinite(value).all() for value in state.values().values())
 
 
 def test_reports_come_when_due_and_hold_means_over_examples(step: Step) -> None:
@@ -136,18 +172,17 @@ def test_reports_come_when_due_and_hold_means_over_examples(step: Step) -> None:
     assert all(r.seconds > 0 and r.examples_per_second > 0 for r in reports)
 
 
-def test_a_report_can_be_asked_for_early(step: Step) -> None:
-    reports = train(
-        make_state(),
-        step,
-        make_split(160),
-        epochs=1,
-        batch_size=16,
-        steps_per_call=3,
-        report_every=100,
-        report_now=lambda: True,
+def test_reports_that_come_early_change_none_that_is_due(step: Step) -> None:
+    plain, asked, regular = (
+        run(make_state(), step, make_split(160), report_every=8, steps_per_call=2, **options)
+        for options in ({}, {"report_now": lambda done: done % 3 == 0}, {"early_every": 6})
     )
-    assert [r.step for r in reports] == [3, 6, 9, 10]
+    assert [r.step for r in plain] == [8, 10, 16, 20]
+    assert [r.step for r in regular] == [6, 8, 10, 12, 16, 18, 20]
+    assert len(asked) > len(plain)
+    for reports in (asked, regular):
+        due = [r for r in reports if r.due]
+        assert [(r.step, r.metrics) for r in due] == [(r.step, r.metrics) for r in plain]
 
 
 def test_it_learns(step: Step) -> None:

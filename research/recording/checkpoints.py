@@ -1,0 +1,200 @@
+"""Checkpoints: where a run stands, in one file that is whole or not there.
+
+A checkpoint is a file in the safetensors format (a JSON header and raw arrays, in which nothing
+can be executed): every variable of the state, what has been measured since the last report, and
+in the header the bookkeeping and a SHA-256 of each array, itself under a digest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from research.errors import InputError, NonFiniteError, one_line
+from research.files import replaced_atomically, storage_errors
+from research.training.state import State
+from research.training.train import Unreported, non_finite
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+from safetensors import SafetensorError, safe_open
+
+Array = npt.NDArray[Any]
+
+
+class DamagedError(InputError):
+    """A checkpoint that can't be trusted; the message is one line that names it and says why."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: not a good checkpoint ({reason[:200]})")
+        self.path = path
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Where a run stands.
+
+    Attributes:
+        run: the identity of the run that it belongs to.
+        variables: the values of ``State.variables()``, by name and in that order.
+        seconds: how long the run has been going on, without the time between two processes.
+        best: ``step``, ``accuracy`` and ``loss`` of the best validation on held-out data.
+        unreported: what was measured since the last report that was recorded.
+    """
+
+    run: str
+    variables: dict[str, Array]
+    seconds: float = 0.0
+    best: dict[str, float] | None = None
+    unreported: Unreported = dataclasses.field(default_factory=Unreported)
+
+    @property
+    def step(self) -> int:
+        """Number of steps done."""
+        return int(self.variables["step"])
+
+    @property
+    def recorded(self) -> int:
+        """The last step whose measurements have been recorded."""
+        return self.step - len(self.unreported)
+
+    def digests(self) -> dict[str, str]:
+        """The SHA-256 of each variable's bytes, by name."""
+        return {name: _digest(value) for name, value in self.variables.items()}
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step stands."""
+    return folder / f"step-{step:08d}.safetensors"
+
+
+def checkpoint_paths(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the newest first."""
+    return sorted((p for p in folder.glob("step-*.safetensors") if p.is_file()), reverse=True)
+
+
+def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Writes a checkpoint, atomically.
+
+    Raises:
+        NonFiniteError: if a variable holds NaN or infinity; nothing is written then.
+        StorageError: if there is no room for it.
+    """
+    if (name := non_finite(checkpoint.variables)) is not None:
+        raise NonFiniteError(f"{name} holds NaN or infinity after step {checkpoint.step}")
+    arrays = dict(checkpoint.variables)
+    arrays |= {f"history/{name}": row for name, row in checkpoint.unreported.history.items()}
+    about = {
+        "run": checkpoint.run,
+        "seconds": checkpoint.seconds,
+        "best": checkpoint.best,
+        "unreported_seconds": checkpoint.unreported.seconds,
+        "variables": list(checkpoint.variables),
+        "history": list(checkpoint.unreported.history),
+        "sha256": {name: _digest(array) for name, array in arrays.items()},
+    }
+    text = json.dumps(about, allow_nan=False)
+    header = {"about": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    content = safetensors.numpy.save(
+        {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in arrays.items()}, header
+    )
+    with storage_errors(path):
+        path.parent.mkdir(exist_ok=True)
+        with replaced_atomically(path) as partial:
+            partial.write_bytes(content)
+
+
+def read_checkpoint(path: Path, state: State, run: str | None = None) -> Checkpoint:
+    """Reads a checkpoint and compares it with its digests. No more is read than the state holds.
+
+    Args:
+        path: the file.
+        state: what it is to be restored to, by ``restore``.
+        run: the run that it must belong to; None for any.
+
+    Raises:
+        DamagedError: if the file is damaged, or does not belong here.
+        InputError: if it is whole, and does not fit the state.
+    """
+    try:
+        with safe_open(path, "numpy") as file:
+            header = file.metadata() or {}
+            if hashlib.sha256(header["about"].encode()).hexdigest() != header["sha256"]:
+                raise ValueError("the digest of its header is wrong")
+            about = json.loads(header["about"])
+            if run not in (None, about["run"]):
+                raise ValueError("it belongs to another run")
+            names = about["variables"]
+            built = _fitting(path, state, [(n, file.get_slice(n).get_shape()) for n in names])
+            history = [f"history/{name}" for name in about["history"]]
+            arrays = {name: file.get_tensor(name) for name in [*names, *history]}
+        for name, array in arrays.items():
+            if _digest(array) != about["sha256"][name]:
+                raise ValueError(f"the digest of {name} is wrong")
+        if any(arrays[name].dtype != value.dtype for name, value in zip(names, built, strict=True)):
+            raise ValueError("its variables have other dtypes than the experiment's")
+        checkpoint = Checkpoint(
+            run=about["run"],
+            variables={name: arrays[name] for name in about["variables"]},
+            seconds=about["seconds"],
+            best=about["best"],
+            unreported=Unreported(
+                {name: arrays[f"history/{name}"] for name in about["history"]},
+                about["unreported_seconds"],
+            ),
+        )
+        named = checkpoint_path(path.parent, checkpoint.step)
+        if path.name.startswith("step-") and path != named:
+            raise ValueError(f"it holds step {checkpoint.step}")
+    except InputError:
+        raise
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(path, one_line(error)) from error
+    return checkpoint
+
+
+def restore(
+    checkpoint: Checkpoint, state: State, leave: Callable[[str], bool] | None = None
+) -> None:
+    """Gives the variables of a built state the values of a checkpoint that was read for it.
+
+    Args:
+        checkpoint: from ``read_checkpoint``.
+        state: is changed.
+        leave: says of a variable's name whether it stays as it was built.
+    """
+    pairs = zip(state.variables().items(), checkpoint.variables.values(), strict=True)
+    for (name, variable), value in pairs:
+        if leave is None or not leave(name):
+            variable.assign(value)
+
+
+def _fitting(path: Path, state: State, saved: list[tuple[str, list[int]]]) -> list[Array]:
+    """The values of a state, unless a checkpoint holds variables of other shapes.
+
+    They are told apart by position: Keras gives unnamed layers other names when a second model
+    is built in a process.
+    """
+    built = state.values()
+    if len(saved) != len(built):
+        raise InputError(
+            f"{path}: it holds {len(saved)} variables and the experiment builds {len(built)}: "
+            "give the experiment, the network and the optimizer that it was made with"
+        )
+    for (name, shape), (built_name, value) in zip(saved, built.items(), strict=True):
+        if tuple(shape) != value.shape:
+            raise InputError(
+                f"{path}: it holds {name} with shape {tuple(shape)}, and the experiment builds "
+                f"{built_name} with {value.shape}: give the options and the network that it was "
+                "made with"
+            )
+    return list(built.values())
+
+
+def _digest(array: Array) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()

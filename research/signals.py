@@ -1,0 +1,94 @@
+"""SIGINT, SIGTERM and SIGUSR1 as a request to stop soon, rather than an end at any point."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+class _GiveUp(BaseException):
+    """Leaves what ``StopRequest.unless_stopped`` is calling."""
+
+
+class StopRequest:
+    """While entered, a signal does nothing but ask to stop; a second one asks for the same.
+
+    Python hears a signal between two calls into TensorFlow. Whoever trains looks at ``signal``
+    after each of these, and stops where nothing is lost. What can as well be done again later,
+    such as an evaluation, is called through ``unless_stopped`` and left at once.
+
+    Attributes:
+        signal: the first signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._leaving = False
+
+    def __str__(self) -> str:
+        return "no signal" if self.signal is None else self.signal.name
+
+    def is_set(self) -> bool:
+        """Whether a signal has come."""
+        return self.signal is not None
+
+    @property
+    def exit_status(self) -> int:
+        """What shells give a program that a signal has ended: 128 and its number."""
+        return 128 + (self.signal or 0)
+
+    def unless_stopped(
+        self,
+        function: Callable[Parameters, Result],
+        *arguments: Parameters.args,
+        **options: Parameters.kwargs,
+    ) -> Result | None:
+        """Calls a function that changes nothing that matters; None if a signal came first.
+
+        A signal within the call ends it, wherever it is; so it must leave no file half-written.
+        """
+        try:
+            self._leaving = True
+            if self.signal is None:
+                return function(*arguments, **options)
+        except BaseException:
+            # Where it was left, libraries may have put an error of their own in the place of ours.
+            if self.signal is None:
+                raise
+        finally:
+            self._leaving = False
+        return None
+
+    def __enter__(self) -> StopRequest:
+        self._before: dict[signal.Signals, Any] = {
+            number: signal.signal(number, self._on_signal) for number in SIGNALS
+        }
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+            # Python's own streams may be in use at this instant.
+            with contextlib.suppress(OSError):
+                os.write(1, f"\nStopping after {self.signal.name}.\n".encode())
+        if self._leaving:
+            self._leaving = False
+            raise _GiveUp
