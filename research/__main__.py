@@ -10,6 +10,8 @@ from research.recording.screen import Screen
 from research.tools.bench import Bench
 from research.tools.evaluate import Evaluate
 from research.tools.predict import Predict
+from research.tools.replay import Replay
+from research.tools.verify import Verify
 
 import tyro
 
@@ -20,12 +22,12 @@ def main() -> None:
     with Screen() as screen:
         try:
             with parse_errors_in_one_line():
-                verb: Evaluate | Predict | Bench = tyro.cli(
-                    Evaluate | Predict | Bench,
+                verb: Evaluate | Predict | Verify | Replay | Bench = tyro.cli(
+                    Evaluate | Predict | Verify | Replay | Bench,
                     prog="python -m research",
-                    description="Work on what an experiment has trained.",
+                    description="Work on an experiment, or on what it has trained.",
                 )
-            verb.run(screen)
+            holds = verb.run(screen)
         except (InputError, NonFiniteError) as error:
             message = f"error: {error}"
         except KeyboardInterrupt:
@@ -33,6 +35,7 @@ def main() -> None:
     if message:
         print(message, file=sys.stderr)
         sys.exit(2)
+    sys.exit(1 if holds is False else 0)
 
 
 if __name__ == "__main__":
