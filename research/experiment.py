@@ -133,17 +133,18 @@ def record_training(
     with progress:
         for report in reports:
             progress.show(report)
-            recorded = report.due
+            found, recorded = None, report.due
             if report.epoch_ended:
                 # If a signal ends it, a resumed run begins with this validation.
                 found = stop.unless_stopped(evaluate, state.model, validation)
-                if recorded := found is not None:
-                    figures = {"loss": found.loss, "accuracy": found.accuracy}
-                    record.record("validation", report.step, figures)
-                    progress.show_validation(report.epoch, figures)
+                recorded = found is not None
             if recorded:
                 speed = {"examples_per_second": report.examples_per_second}
                 record.record("train", report.step, report.metrics | speed)
+            if found is not None:
+                figures = {"loss": found.loss, "accuracy": found.accuracy}
+                record.record("validation", report.step, figures)
+                progress.show_validation(report.epoch, figures)
             if stop.is_set() or record.checkpoint_due(report.step):
                 record.checkpoint(state, None if recorded else report)
             if stop.is_set():

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
+import multiprocessing
 import os
+import random
 import re
 import resource
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from research.recording.checkpoints import checkpoint_paths
-from research.tools.verify import left_by
+from research.config import Config, parse
+from research.data.dataset import Dataset
+from research.errors import InputError
+from research.recording.checkpoints import checkpoint_paths, read_checkpoint
+from research.recording.run import Run
+from research.results.export import load_h5
+from research.tools.load_experiment import load_experiment
+from research.tools.verify import Program, left_by
 
+import numpy as np
 import pytest
 from conftest import EXPERIMENTS, RunHere, run_python
 
@@ -31,6 +45,12 @@ OPTIONS = [
 def run(finished_run: Path, tmp_path: Path) -> Path:
     """A copy of the finished run."""
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+def everything(run: Path) -> dict[Path, bytes]:
+    """The content of all files but the log."""
+    files = [path for path in run.rglob("*") if path.is_file() and path.name != "log.txt"]
+    return {path: path.read_bytes() for path in files}
 
 
 def cut_off(run: Path) -> Path:
@@ -65,7 +85,7 @@ def test_a_finished_run_says_so_and_can_be_given_more_epochs(
     assert after["evaluation.json"]["steps"] == 32
     assert after["metrics.jsonl"][: len(before["metrics.jsonl"])] == before["metrics.jsonl"]
     assert json.loads((run / "config.json").read_text())["epochs"] == 4
-    assert len((run / "command.txt").read_text().splitlines()) == 3
+    assert len((run / "command.txt").read_text().splitlines()) == 2
 
 
 def test_a_damaged_checkpoint_is_named_and_the_newest_good_one_is_used(
@@ -123,7 +143,7 @@ def test_a_run_may_be_resumed_with_other_logging_and_ends_the_same(
 def test_what_may_not_be_changed_is_refused_with_the_reason(
     options: str, words: list[str], run: Path, run_here: RunHere
 ) -> None:
-    before = left_by(run)
+    before = everything(run)
     name, *arguments = options.split()
     for word in ("schedule", "other_data", "no_environment", "bad_config", "taken"):
         if word in arguments:
@@ -149,7 +169,7 @@ def test_what_may_not_be_changed_is_refused_with_the_reason(
     assert re.fullmatch(r"error: .*\n", result.stderr), result.stderr
     for word in words:
         assert word in result.stderr
-    assert left_by(run) == before
+    assert everything(run) == before
 
 
 def test_what_may_end_bit_exactness_is_said_in_one_line(run: Path, run_here: RunHere) -> None:
@@ -264,13 +284,228 @@ def test_a_limit_on_file_sizes_ends_a_run_in_one_line_and_it_goes_on_without_it(
     assert left_by(tmp_path / "run") == left_by(finished_run)
 
 
+def test_sixteen_runs_started_at_once_get_sixteen_directories(
+    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    together = multiprocessing.get_context("fork").Barrier(16)
+
+    def start() -> None:
+        together.wait()
+        run = Run(Config(), EXPERIMENT, dataset, print)
+        (run.path / str(os.getpid())).touch()
+
+    processes = [multiprocessing.get_context("fork").Process(target=start) for _ in range(16)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    runs = list((tmp_path / "runs" / "mnist_cnn").iterdir())
+    assert len(runs) == 16
+    for process in processes:
+        assert len(list(tmp_path.glob(f"runs/mnist_cnn/*/{process.pid}"))) == 1
+
+
+# --- The same, many times -------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_nan_at_twenty_random_steps(
+    data_file: Path,
+    finished_run: Path,
+    tmp_path: Path,
+    run_here: RunHere,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for at in random.Random(0).choices(range(24), k=20):
+        run = tmp_path / "nan"
+        recovers_from_nan(at, run, data_file, run_here, monkeypatch)
+        assert left_by(run) == left_by(finished_run)
+        shutil.rmtree(run)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of a few megabytes, where this machine lets us have one."""
+    """A file system of its own, where this machine lets us have one."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small tmpfs needs root")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_at_twenty_moments(
+    data_file: Path, finished_run: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    program = Program(EXPERIMENT, tmp_path)
+    options = [*OPTIONS, "--data", str(data_file), "--checkpoint-every", "5"]
+    needed = sum(path.stat().st_size for path in finished_run.rglob("*") if path.is_file())
+    full, where = 0, set()
+    for number in range(20):
+        run, filler = small_disk / f"run-{number}", small_disk / "filler"
+        left = 20_000 + number * needed // 18
+        filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - left))
+        process = program.start([*options, "--run-dir", str(run)])
+        process.join()
+        if process.exitcode != 0:
+            full += 1
+            assert process.exitcode == 1
+            output = program.output()
+            (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
+            assert "Traceback" not in output
+            named = re.match(rf"error: {run}(\S*): can't be written", error)
+            assert named, error
+            where.add(named[1].partition("-")[0])
+        filler.unlink()
+        if process.exitcode != 0 and (run / "config.json").exists():
+            process = program.start(["--resume", str(run)])
+            process.join()
+            assert process.exitcode == 0, program.output()
+            assert left_by(run) == left_by(finished_run)
+        shutil.rmtree(run)
+    print(f"{full} of 20 were full, at {sorted(where)}; all went on")
+    assert full >= 15
+
+
+@pytest.fixture
+def another(data_file: Path, tmp_path: Path, run_here: RunHere) -> dict[str, bytes]:
+    """The content of files of a run with another seed, to swap them for those of the finished."""
+    options = ("--data", data_file, "--seed", "1", "--run-dir", "another")
+    kept = ("--checkpoint-every", "1", "--keep-checkpoints", "99")
+    assert run_here(EXPERIMENT, *OPTIONS, *options, *kept).status == 0
+    files = (tmp_path / "another").rglob("*.*")
+    return {path.name: path.read_bytes() for path in files if path.is_file()}
+
+
+def damage(path: Path, another: dict[str, bytes], rng: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    start = rng.randrange(len(content))
+    match rng.choice(["flip", "truncate", "zero", "delete", "swap", "empty"]):
+        case "flip":
+            content[start] ^= 1 << rng.randrange(8)
+        case "truncate":
+            del content[start:]
+        case "zero":
+            content[start : start + 512] = bytes(len(content[start : start + 512]))
+        case "swap":
+            content[:] = another[path.name]
+        case "empty":
+            content.clear()
+        case "delete":
+            path.unlink()
+            return
+    path.write_bytes(content)
+
+
+@pytest.mark.slow
+def test_models_damaged_250_times(run: Path, another: dict[str, bytes]) -> None:
+    h5, digest = run / "mnist.h5", run / "mnist.h5.sha256"
+    contents = {path: path.read_bytes() for path in (h5, digest)}
+    expected = load_h5(h5).get_weights()
+    rng, accepted = random.Random(0), 0
+    for _ in range(250):
+        for path, content in contents.items():
+            path.write_bytes(content)
+        target = rng.choice([h5, h5, digest])
+        damage(target, another, rng)
+        if rng.random() < 0.3 and target == h5:  # it has been moved without its digest
+            digest.unlink()
+            if h5.exists() and h5.read_bytes() == another["mnist.h5"]:
+                continue  # a good file, without anything that says that it should be another
+        try:
+            loaded = load_h5(h5).get_weights()
+        except InputError as error:
+            assert "\n" not in str(error)
+        else:
+            accepted += 1
+            assert all(map(np.array_equal, loaded, expected))
+    print(f"{accepted} of 250 changed none of the weights, and were accepted")
+
+
+@pytest.mark.slow
+def test_checkpoints_damaged_250_times(
+    run: Path, another: dict[str, bytes], data_file: Path, dataset: Dataset
+) -> None:
+    config_type, build, _ = load_experiment(EXPERIMENT)
+    config = parse(config_type, ["--resume", str(run)], experiment="mnist_cnn")
+    state = build(config, 24)
+    paths = checkpoint_paths(run / "checkpoints")
+    contents = {path: path.read_bytes() for path in paths}
+    expected = {path: read_checkpoint(path, state).variables for path in paths}
+    rng = random.Random(0)
+    for _ in range(250):
+        for path, content in contents.items():
+            path.write_bytes(content)
+        for path in paths[: rng.randrange(1, len(paths))]:
+            damage(path, another, rng)
+        newest = next(
+            path for path in paths if path.exists() and path.read_bytes() == contents[path]
+        )
+        said: list[str] = []
+        with Run(config, EXPERIMENT, dataset, said.append) as record:
+            at = record.restore(state, 24)
+        assert at.step == int(newest.stem[5:])
+        values = state.values().values()
+        assert all(map(np.array_equal, values, expected[newest].values()))
+        named = [line for line in said if "not a good checkpoint" in line]
+        aside = list((run / "checkpoints").glob("*.damaged"))
+        assert len(named) == len(aside)
+        assert not any("\n" in line for line in said)
+        for path in aside:
+            assert any(str(path.with_suffix(".safetensors")) in line for line in named)
+            path.unlink()
+        assert checkpoint_paths(run / "checkpoints")[0] == newest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fast", ["true", "false"])
+def test_tensorboard_shows_every_step_once_after_kills(
+    fast: str, data_file: Path, tmp_path: Path
+) -> None:
+    program, run = Program(EXPERIMENT, tmp_path), tmp_path / "run"
+    options = [*OPTIONS, "--data", str(data_file), "--checkpoint-every", "7"]
+    for seconds in (2.4, 2.4, 2.4, 2.4, None):
+        resume = ["--resume", str(run)] if (run / "config.json").exists() else None
+        process = program.start(resume or [*options, "--run-dir", str(run)])
+        process.join(seconds)
+        process.kill()
+        process.join()
+    expected = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    port = free_port()
+    board = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "tensorboard.main", "--logdir", str(run)),
+            *("--load_fast", fast, "--port", str(port)),
+        ],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for split in ("train", "validation"):
+            written = [line for line in expected if line["split"] == split]
+            shown = points(port, split, "loss", len(written))
+            assert [step for _, step, _ in shown] == [line["step"] for line in written]
+            values = [value for _, _, value in shown]
+            assert values == pytest.approx([line["loss"] for line in written], rel=1e-6)
+    finally:
+        board.terminate()
+        board.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return int(one.getsockname()[1])
+
+
+def points(port: int, run: str, tag: str, count: int) -> list[tuple[float, int, float]]:
+    """What TensorBoard serves of a tag: wall time, step, value; waits until it has read enough."""
+    url = f"http://localhost:{port}/data/plugin/scalars/scalars?tag={tag}&run={run}"
+    deadline, found = time.monotonic() + 60, list[Any]()
+    while time.monotonic() < deadline and len(found) < count:
+        time.sleep(0.5)
+        with contextlib.suppress(OSError), urllib.request.urlopen(url) as answer:
+            found = json.load(answer)
+    return [tuple(point) for point in found]

@@ -81,7 +81,7 @@ class Run:
                 if config.resume is None:
                     self._describe(environment)
                 else:
-                    self._describe_resumed(environment)
+                    self._compare(environment)
         except BaseException:
             self.__exit__()
             raise
@@ -113,6 +113,8 @@ class Run:
         if at.step > total_steps:
             epochs = f"--epochs {self._config.epochs}"
             raise InputError(f"{epochs}: of {total_steps} steps {at.step} are done; give more")
+        with storage_errors(self.path):
+            self._describe_resumed(at.step)
         cut_metrics(source, self.path, at.recorded)
         cut_events(source, self.path, at.recorded)
         self._metrics = MetricsFile(self.path)
@@ -258,17 +260,16 @@ class Run:
 
     def _describe(self, environment: dict[str, Any]) -> None:
         """Writes down what a new run is; config.json, by which it is known as one, at the end."""
-        self._identity = uuid.uuid4().hex
+        self._identity, self._environment = uuid.uuid4().hex, environment
         write_json(self.path / "environment.json", environment)
-        self._write_command(environment)
+        self._write_command(environment["command"])
         if patch := uncommitted_changes(self._experiment):
             (self.path / "uncommitted.diff").write_bytes(patch)
         shutil.copy(self._experiment, self.path)
         self._write_config()
 
-    def _describe_resumed(self, environment: dict[str, Any]) -> None:
-        """Compares with what the run was; adds what it is from now on."""
-        remove_partial_files(self.path)
+    def _compare(self, environment: dict[str, Any]) -> None:
+        """Compares a run that is resumed with what it was."""
         self._identity = json.loads((self.path / "config.json").read_text())["run"]
         try:
             before = json.loads((self.path / "environment.json").read_text())
@@ -289,20 +290,29 @@ class Run:
             different.append(f"{copy.name} has been edited")
         if different:
             self._say(f"Perhaps not bit for bit from here on: {'; '.join(different)}")
-        before.setdefault("resumed", []).append(
-            {"command": environment["command"], "differences": different}
-        )
-        write_json(self.path / "environment.json", before)
-        self._write_command(environment)
+        resumed = {"command": environment["command"], "differences": different}
+        before.setdefault("resumed", []).append(resumed)
+        self._environment = before
+
+    def _describe_resumed(self, step: int) -> None:
+        """Writes down from where a run goes on."""
+        if self._config.resume is not None:
+            remove_partial_files(self.path)
+            resumed = self._environment["resumed"][-1]
+            resumed["step"] = step
+            write_json(self.path / "environment.json", self._environment)
+            self._write_command(resumed["command"])
+        elif self._config.fork is not None:
+            self._config = dataclasses.replace(self._config, at_step=step)
         self._write_config()
 
     def _write_config(self) -> None:
         about = {"experiment": self._experiment.stem, "run": self._identity}
         write_json(self.path / "config.json", about | config_as_json(self._config))
 
-    def _write_command(self, environment: dict[str, Any]) -> None:
+    def _write_command(self, command: list[str]) -> None:
         with (self.path / "command.txt").open("a", errors="backslashreplace") as file:
-            file.write(shlex.join(environment["command"]) + "\n")
+            file.write(shlex.join(command) + "\n")
 
     def _newest_good(self, state: State) -> Checkpoint | None:
         """The newest checkpoint that is not damaged; None where the run has none at all."""

@@ -51,7 +51,7 @@ def export_h5(
     """
     twin = model.stock_twin()
     twin.compile(
-        tf.keras.optimizers.Adadelta(learning_rate, rho=0.95, epsilon=1e-7),
+        tf.keras.optimizers.Adadelta(learning_rate, rho=0.95, epsilon=1e-7, name="adadelta"),
         loss="categorical_crossentropy",
         metrics=["accuracy"],
     )

@@ -55,7 +55,7 @@ class Verify:
     stops: int = 2
     """Stop it at so many by SIGTERM, SIGINT or SIGUSR1, which let it save a checkpoint."""
     full: bool = False
-    """Kill the experiment at its own size, for one epoch, instead of a small one."""
+    """Kill the experiment at its own size, on 10,000 examples, instead of a small one."""
     only_kills: bool = False
     """Leave out the checks that take place within one process."""
     seed: int = 0
@@ -246,9 +246,9 @@ def killed_and_resumed(options: Verify, folder: Path, say: Any) -> Check:
     """
     arguments = ["--data", str(options.data)] if options.data else []
     if options.full:
-        arguments += ["--epochs", "1"]
+        arguments += ["--examples", "10000", "--epochs", "1"]
     else:
-        arguments += ["--examples", "200", "--epochs", "4", "--batch-size", "32"]
+        arguments += ["--examples", "200", "--epochs", "3", "--batch-size", "32"]
         arguments += ["--dense-width", "16", "--log-every", "4", "--checkpoint-every", "5"]
     program = Program(options.experiment.resolve(), folder)
     whole = folder / "uninterrupted"
@@ -261,7 +261,7 @@ def killed_and_resumed(options: Verify, folder: Path, say: Any) -> Check:
     duration = time.monotonic() - begun
     name = "killed and resumed, ends as uninterrupted"
     if process.exitcode != 0:
-        return Check(name, False, f"an uninterrupted run fails: {program.last_words()}")
+        return Check(name, False, f"an uninterrupted run fails: ...{program.output()[-300:]}")
     say(f"uninterrupted: {duration:.1f} s, {start_up:.1f} s of them until training begins")
     expected = left_by(whole)
 
@@ -281,7 +281,7 @@ def killed_and_resumed(options: Verify, folder: Path, say: Any) -> Check:
                 break
             del signals[0]
         if process.exitcode != 0:
-            return Check(name, False, f"a resumed run fails: {program.last_words()}")
+            return Check(name, False, f"a resumed run fails: ...{program.output()[-300:]}")
         found = left_by(run)
         if wrong := [f"{k} is another" for k, v in expected.items() if found[k] != v]:
             return Check(name, False, "; ".join([*wrong, *moments.lost, moments.summary()]))
@@ -306,9 +306,9 @@ class Program:
         process.start()
         return process
 
-    def last_words(self) -> str:
-        """The last line that the last process has printed."""
-        return self._output.read_text(errors="replace").strip().splitlines()[-1]
+    def output(self) -> str:
+        """What the last process has printed."""
+        return self._output.read_text(errors="replace")
 
 
 def _run_program(experiment: str, arguments: list[str], output: str) -> None:
