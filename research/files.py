@@ -58,7 +58,8 @@ def storage_errors(path: Path, *others: type[Exception]) -> Iterator[None]:
     except StorageError:
         raise
     except kinds as error:
-        reason = getattr(error, "strerror", None) or one_line(error)[:200]
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number else one_line(error)[:200]
         raise StorageError(f"{path}: can't be written ({reason})") from error
 
 
