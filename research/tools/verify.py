@@ -24,7 +24,6 @@ from research.config import Config, require
 from research.data.dataset import Split
 from research.data.formats import read_dataset
 from research.data.mnist import load_mnist
-from research.errors import one_line
 from research.recording.screen import Screen
 from research.tools.load_experiment import EXPERIMENTS, load_experiment
 from research.training.train import Unreported, train
@@ -143,13 +142,13 @@ def in_process(experiment: Path, split: Split, say: Any) -> Iterator[Check]:
         except StopIteration:
             return
         except Exception as error:
-            cause = "the step can't be run"
-            if "Variable" in str(error):
-                cause = "it makes a variable: make it in build, and hand it over in State.extra"
-            yield Check("it runs", False, f"{cause} ({one_line(error)[:300]})")
-            return
+            cause = "" if "tf.Variable" not in str(error) else f"it makes a variable; {_KEEP}: "
+            check = Check("it runs", False, cause + str(error).strip().splitlines()[-1][:300])
         say(f"{'holds' if check.holds else 'FAILS'}  {check.name}")
         yield check
+
+
+_KEEP = "make it in build, and hand it over in State.extra"
 
 
 def _in_process(experiment: Path, split: Split) -> Iterator[Check]:
@@ -157,59 +156,44 @@ def _in_process(experiment: Path, split: Split) -> Iterator[Check]:
     before = trial.state.values()
     reference = trial.train(STEPS)
     history = trial.history
-    several = f"{trial.traces} traces in {STEPS} steps of two sizes"
-    yield Check("traced once", trial.traces == 1, several)
+    found = f"{trial.traces} traces in {STEPS} steps on batches of two sizes"
+    yield Check("traced once", trial.traces == 1, found)
 
     trainable = {v.path for v in trial.state.model.trainable_variables}
-    still = [
-        name
-        for name, value in reference.items()
-        if name.split("/", 2)[-1] in trainable and np.array_equal(value, before[name])
-    ]
-    yield Check("every weight changes", not still, _listed(still, "unchanged: "))
-
-    again = Trial(experiment, split)
-    different = _different(reference, again.train(STEPS))
-    yield Check(
-        "gives the same bits again",
-        not different,
-        _listed(different, "it draws random numbers that state.random_seed does not decide: "),
-    )
-
-    one_by_one = Trial(experiment, split)
-    different = _different(reference, one_by_one.train(STEPS, steps_per_call=1))
-    yield Check(
-        "independent of steps per call",
-        not different,
-        _listed(different, "it depends on Python values that change between two calls: "),
-    )
+    changing = [name for name in before if name.split("/", 2)[-1] in trainable]
+    still = [name for name in changing if np.array_equal(reference[name], before[name])]
+    found = f"these do not: {', '.join(still)}" if still else f"{len(changing)} of them"
+    yield Check("every weight changes", not still, found)
 
     eager = Trial(experiment, split)
     eager.train(3, compiled=False)
-    different = [
-        name
-        for name, row in eager.history.items()
-        if not np.allclose(row, history[name][:3], rtol=1e-3, atol=1e-4)
-    ]
-    frozen = (
+    pairs = [(history[name][:3], row) for name, row in eager.history.items()]
+    same = all(np.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in pairs)
+    found = (
         "Python's or NumPy's random numbers, or other Python values, are frozen when the step is "
-        "traced; use state.random_seed, state.step and variables: "
+        "traced; use state.random_seed, state.step and variables"
     )
-    yield Check("compiled equals eager", not different, _listed(different, frozen))
+    yield Check("compiled equals eager", same, "" if same else found)
 
-    first = Trial(experiment, split)
-    values = first.train(STEPS // 2)
-    second = Trial(experiment, split)
-    pairs = zip(second.state.variables().values(), values.values(), strict=True)
-    for variable, value in pairs:
+    again = Trial(experiment, split)
+    same = _equal(reference, again.train(STEPS))
+    found = "it draws random numbers that state.random_seed does not decide"
+    yield Check("gives the same bits again", same, "" if same else found)
+    if not same:
+        return  # nothing can be told by comparing bits
+
+    one_by_one = Trial(experiment, split)
+    same = _equal(reference, one_by_one.train(STEPS, steps_per_call=1))
+    found = "it depends on Python values that change between two calls"
+    yield Check("independent of steps per call", same, "" if same else found)
+
+    first, second = Trial(experiment, split), Trial(experiment, split)
+    saved = first.train(STEPS // 2)
+    for variable, value in zip(second.state.variables().values(), saved.values(), strict=True):
         variable.assign(value)
-    unreported = Unreported(first.history, 1.0)
-    different = _different(reference, second.train(STEPS, unreported=unreported))
-    outside = (
-        "something that changes during training is kept outside the state; make it a variable in "
-        "build, and hand it over in State.extra: "
-    )
-    yield Check("resumed equals uninterrupted", not different, _listed(different, outside))
+    same = _equal(reference, second.train(STEPS, unreported=Unreported(first.history, 1.0)))
+    found = f"something that changes is kept outside the state, and lost; {_KEEP}"
+    yield Check("resumed equals uninterrupted", same, "" if same else found)
 
     fixed = Trial(experiment, split.first(16))
     fixed.train(FIXED_BATCH_STEPS)
@@ -218,19 +202,14 @@ def _in_process(experiment: Path, split: Split) -> Iterator[Check]:
         yield Check("loss falls on a fixed batch", False, "the step returns no 'loss'")
     else:
         start, end = float(losses[:4].mean()), float(losses[-4:].mean())
-        found = f"from {start:.3f} to {end:.3f} in {FIXED_BATCH_STEPS} steps"
+        found = f"from {start:.3g} to {end:.3g} in {FIXED_BATCH_STEPS} steps"
         yield Check("loss falls on a fixed batch", end < start, found)
 
 
-def _different(a: Arrays, b: Arrays) -> list[str]:
+def _equal(a: Arrays, b: Arrays) -> bool:
     # By position: Keras numbers its names when several models are built in a process.
-    pairs = zip(a.items(), b.values(), strict=True)
-    return [name for (name, x), y in pairs if not np.array_equal(x, y, equal_nan=True)]
-
-
-def _listed(names: list[str], before: str) -> str:
-    more = ", ..." if len(names) > 3 else ""
-    return before + ", ".join(names[:3]) + more if names else ""
+    pairs = zip(a.values(), b.values(), strict=True)
+    return all(np.array_equal(x, y, equal_nan=True) for x, y in pairs)
 
 
 # --- In processes that are killed -----------------------------------------------------------------
