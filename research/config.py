@@ -6,15 +6,16 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import json
 import re
 import sys
+import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from research.errors import InputError, one_line
+from research.files import read_json
 from research.training.schedules import Decay
 
 import tyro
@@ -137,7 +138,10 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 # What may be changed when a run is resumed: it decides how long, how fast or how visibly the run
 # goes on, and nothing that has been computed so far.
 _FREE_ON_RESUME = frozenset(
-    {"epochs", "steps_per_call", "log_every", "checkpoint_every", "keep_checkpoints", "eager"}
+    {
+        *("epochs", "steps_per_call", "log_every", "checkpoint_every", "keep_checkpoints"),
+        *("eager", "data"),  # of data that are elsewhere now, the digest is compared
+    }
 )
 
 
@@ -179,22 +183,48 @@ def config_as_json(config: Config) -> dict[str, Any]:
     return {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in fields.items()}
 
 
+def decisive_options(config: Config) -> dict[str, Any]:
+    """The options that decide what a run computes, and that never change in its course."""
+    fields = config_as_json(config)
+    for name in (*_FREE_ON_RESUME, "run_dir", "fork", "at_step"):
+        del fields[name]
+    return fields
+
+
 def config_from_json(config_type: type[AnyConfig], fields: Mapping[str, Any]) -> AnyConfig:
     """The configuration that ``config_as_json`` has written.
 
     Raises:
         TypeError, ValueError: if it is not one of this type.
     """
-    hints = typing.get_type_hints(config_type)
+    hints, known = typing.get_type_hints(config_type), {}
+    for name in fields.keys() - {"experiment", "run"}:
+        known[name] = _typed(fields[name], hints[name])
+    return config_type(**known)
 
-    def as_field(name: str, value: Any) -> Any:
-        if isinstance(value, str) and Path in (hints[name], *typing.get_args(hints[name])):
-            return Path(value)
-        return tuple(value) if isinstance(value, list) else value
 
-    return config_type(
-        **{k: as_field(k, v) for k, v in fields.items() if k not in ("experiment", "run")}
-    )
+def _typed(value: Any, hint: Any) -> Any:
+    """A value from JSON as the type of a field wants it.
+
+    Raises:
+        ValueError: if it is of another type.
+    """
+    kind, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if kind is Literal and value in arguments:
+        return value
+    if kind is tuple and isinstance(value, list) and len(value) == len(arguments):
+        return tuple(map(_typed, value, arguments))
+    if kind in (types.UnionType, typing.Union):
+        for one in arguments:
+            with contextlib.suppress(ValueError):
+                return _typed(value, one)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint in (int, float, bool, str, types.NoneType) and type(value) is hint:
+        return value
+    raise ValueError(f"{value!r} is not {hint}")
 
 
 def _of_named_run(
@@ -211,7 +241,7 @@ def _of_named_run(
         raise InputError("--resume and --fork: give one of them; a fork is a run of its own")
     ((option, run),) = named.items()
     try:
-        fields = json.loads((run / "config.json").read_text())
+        fields = read_json(run / "config.json")
         theirs = fields["experiment"]
         if theirs != experiment and experiment is not None:
             raise InputError(
@@ -234,6 +264,8 @@ def _refuse_changes(before: Config, config: Config) -> None:
     """Refuses what may not be changed in the middle of a run."""
     for field in dataclasses.fields(config):
         old, new = getattr(before, field.name), getattr(config, field.name)
+        if isinstance(old, Path) and isinstance(new, Path):
+            old, new = old.resolve(), new.resolve()
         option = f"--{field.name.replace('_', '-')} {new}"
         fork = f"--fork {config.resume} makes it a new run"
         if old != new and field.name not in _FREE_ON_RESUME:

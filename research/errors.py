@@ -12,16 +12,7 @@ class InputError(ValueError):
 
 
 class NonFiniteError(ArithmeticError):
-    """A value became NaN or infinite. The message names it.
-
-    Args:
-        message: one line.
-        step: the training step, counted from 1, in which it did; None where that is unknown.
-    """
-
-    def __init__(self, message: str, step: int | None = None) -> None:
-        super().__init__(message)
-        self.step = step
+    """A value became NaN or infinite. The message names it, and the step where it is known."""
 
 
 class StorageError(OSError):

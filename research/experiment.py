@@ -79,11 +79,11 @@ def run(
     total_steps = config.epochs * steps_per_epoch(len(training), config.batch_size)
 
     with StopRequest() as stop, Run(config, experiment, data, screen.say) as record:
-        screen.log_to(record.path / "log.txt")
         go_on = shlex.join(["python", sys.argv[0], "--resume", str(record.path)])
         if (accuracy := record.finished_accuracy(total_steps)) is not None:
             screen.say(f"{record.path} is finished; its test accuracy is {accuracy:.4f}.")
             return 0
+        screen.log_to(record.path / "log.txt")
         with strategy.scope():
             state = build(config, total_steps)
         try:
@@ -110,10 +110,10 @@ def run(
                 return 0
         except NonFiniteError as error:
             screen.say("Looking for the step in which it happened ...")
-            find = record.write_replay_bundle
-            bundle = stop.unless_stopped(find, state, step, training, total_steps, str(error))
-            remedy = f"look closer: python -m research replay {bundle}" if bundle else go_on
-            raise NonFiniteError(f"{error}; {remedy}") from error
+            write = record.write_replay_bundle
+            bundle = stop.unless_stopped(write, state, step, training, total_steps, str(error))
+            look = f"look closer: python -m research replay {shlex.quote(str(bundle))}"
+            raise NonFiniteError(f"{error}; {look if bundle else go_on}") from error
         except StorageError as error:
             raise StorageError(f"{error}; make room, then go on: {go_on}") from error
         done = int(state.step.numpy())
@@ -145,9 +145,10 @@ def record_training(
                 figures = {"loss": found.loss, "accuracy": found.accuracy}
                 record.record("validation", report.step, figures)
                 progress.show_validation(report.epoch, figures)
-            if stop.is_set() or record.checkpoint_due(report.step):
+            stopping = stop.is_set()  # asked once: it may be set between two lines
+            if stopping or record.checkpoint_due(report.step):
                 record.checkpoint(state, None if recorded else report)
-            if stop.is_set():
+            if stopping:
                 return
         record.checkpoint(state)
 

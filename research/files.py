@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ _PARTIAL = ".partial-"
 
 @contextlib.contextmanager
 def replaced_atomically(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; what is written there then takes its place.
+    """Yields a temporary path beside ``path``; the file or directory made there takes its place.
 
     The bytes are flushed to the disk before the rename, so that a reader, or a crash at any
     instant, sees the old file or the new one and never a part. If the body raises, the
@@ -32,16 +33,25 @@ def replaced_atomically(path: Path) -> Iterator[Path]:
     try:
         yield partial
         sync(partial)
+        if path.is_dir():
+            shutil.rmtree(path)  # only an empty directory can be replaced
         partial.replace(path)
         sync(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
 
 
 def remove_partial_files(folder: Path) -> None:
     """Removes what a process that was killed within ``replaced_atomically`` has left behind."""
-    for path in folder.rglob(f"{_PARTIAL}*"):
-        path.unlink()
+    for path in list(folder.rglob(f"{_PARTIAL}*")):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -76,6 +86,19 @@ def write_json(path: Path, value: Any) -> None:
     """Writes ``value`` as indented JSON, atomically. NaN and infinity are refused."""
     with storage_errors(path), replaced_atomically(path) as partial:
         partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: if it can't be read.
+        ValueError: if it is not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def sha256(path: Path) -> str:

@@ -81,7 +81,8 @@ class StopRequest:
         traceback: TracebackType | None,
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # Whoever has asked to stop may ask again until the interpreter has ended.
+            signal.signal(number, handler if self.signal is None else signal.SIG_IGN)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:

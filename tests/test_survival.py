@@ -24,7 +24,7 @@ from typing import Any
 from research.config import Config, parse
 from research.data.dataset import Dataset
 from research.errors import InputError
-from research.recording.checkpoints import checkpoint_paths, read_checkpoint
+from research.recording.checkpoints import checkpoint_paths, read_checkpoint, step_of
 from research.recording.run import Run
 from research.results.export import load_h5
 from research.tools.load_experiment import load_experiment
@@ -135,8 +135,8 @@ def test_a_run_may_be_resumed_with_other_logging_and_ends_the_same(
         ("mnist_cnn.py --fork run --run-dir run", ["--run-dir run", "exists"]),
         ("mnist_cnn.py --checkpoint-every 1h", ["--checkpoint-every 1h"]),
         ("mnist_cnn.py --resume schedule --epochs 4", ["--epochs 4", "learning rate falls"]),
-        ("mnist_cnn.py --resume other_data", ["no longer what it was trained on"]),
-        ("mnist_cnn.py --resume no_environment", ["environment.json"]),
+        ("mnist_cnn.py --resume other_data", ["is not what it was trained on"]),
+        ("mnist_cnn.py --resume no_environment", ["environment.json does not say"]),
         ("mnist_cnn.py --resume bad_config", ["config.json can't be read"]),
         ("mnist_cnn.py --resume taken", ["another process is at work"]),
     ],
@@ -173,6 +173,58 @@ def test_what_may_not_be_changed_is_refused_with_the_reason(
     assert everything(run) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("config.json", {"run": None}, "bad|another run"),
+        ("config.json", {"seed": 1}, "another run, or to other options"),
+        ("config.json", {"dropout": [0.1]}, "config.json can't be read"),
+        ("config.json", {"checkpoint_every": 5}, "config.json can't be read"),
+        ("config.json", {"precision": "float8"}, "config.json can't be read"),
+        ("environment.json", {"resumed": 5}, "does not say what run"),
+        ("environment.json", {"data": 5}, "does not say what run"),
+    ],
+)
+def test_files_of_a_run_that_have_been_tampered_with_are_refused(
+    name: str, change: dict[str, Any], words: str, run: Path, run_here: RunHere
+) -> None:
+    path = cut_off(run) / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    before = everything(run)
+    result = run_here(EXPERIMENT, "--resume", run)
+    assert result.status == 2
+    assert re.fullmatch(rf"error: .*({words}).*\n", result.stderr), result.stderr
+    assert everything(run) == before
+    path.write_text("[" * 100_000)
+    assert run_here(EXPERIMENT, "--resume", run).status == 2
+
+
+def test_a_run_whose_checkpoints_are_gone_is_refused_and_keeps_its_log(
+    run: Path, run_here: RunHere
+) -> None:
+    shutil.rmtree(cut_off(run) / "checkpoints")
+    before = everything(run)
+    assert "checkpoints are gone" in run_here(EXPERIMENT, "--resume", run).stderr
+    (run / "checkpoints").touch()
+    assert "can't be read" in run_here(EXPERIMENT, "--resume", run).stderr
+    (run / "checkpoints").unlink()
+    assert everything(run) == before
+
+
+def test_checkpoints_are_saved_when_due_and_files_of_others_are_let_alone(
+    data_file: Path, tmp_path: Path, run_here: RunHere
+) -> None:
+    options = ("--data", data_file, "--epochs", "4", "--batch-size", "32", "--log-every", "1000")
+    kept = ("--checkpoint-every", "15", "--keep-checkpoints", "99", "--run-dir", "run")
+    assert run_here(EXPERIMENT, *options, *kept, "--dense-width", "16").status == 0
+    folder = tmp_path / "run" / "checkpoints"
+    assert [step_of(path) for path in checkpoint_paths(folder)] == [40, 30, 15, 0]
+    (folder / "step-mine.safetensors").write_bytes(b"mine")
+    more = ("--epochs", "5", "--keep-checkpoints", "1")
+    assert run_here(EXPERIMENT, "--resume", "run", *more).status == 0
+    assert sorted(os.listdir(folder)) == ["step-00000050.safetensors", "step-mine.safetensors"]  # noqa: PTH208
+
+
 def test_what_may_end_bit_exactness_is_said_in_one_line(run: Path, run_here: RunHere) -> None:
     environment = json.loads((run / "environment.json").read_text())
     environment["packages"]["tensorflow"] = "2.20.0"
@@ -204,6 +256,14 @@ def test_a_fork_goes_on_from_a_checkpoint_of_another_run(
     assert other.status == 0, other.stderr
     assert "Training for 8 steps" in other.stdout
     assert left_by(run) == before
+    newest = checkpoint_paths(run / "checkpoints")[0]
+    newest.write_bytes(b"")
+    fallen_back = run_here(EXPERIMENT, "--fork", run, "--run-dir", "fallen back")
+    assert fallen_back.status == 0
+    assert f"{newest}: not a good checkpoint" in fallen_back.stdout
+    refused = run_here(EXPERIMENT, "--fork", run, "--at-step", "5", "--run-dir", "refused")
+    assert refused.status == 2
+    assert not (tmp_path / "refused").exists()
 
 
 # A step that, told so, spoils the second convolution within one step.

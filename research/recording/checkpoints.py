@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,11 @@ from research.training.train import Unreported, non_finite
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 Array = npt.NDArray[Any]
+
+MOST_UNREPORTED = 10_000_000
 
 
 class DamagedError(InputError):
@@ -63,10 +67,6 @@ class Checkpoint:
         """The last step whose measurements have been recorded."""
         return self.step - len(self.unreported)
 
-    def digests(self) -> dict[str, str]:
-        """The SHA-256 of each variable's bytes, by name."""
-        return {name: _digest(value) for name, value in self.variables.items()}
-
 
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Where the checkpoint of a step stands."""
@@ -74,8 +74,24 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, the newest first."""
-    return sorted((p for p in folder.glob("step-*.safetensors") if p.is_file()), reverse=True)
+    """The checkpoints in a folder, the newest first.
+
+    Raises:
+        InputError: if the folder can't be read.
+    """
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - glob would find nothing where it may not look
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"{folder}: can't be read ({error.strerror})") from error
+    found = [folder / name for name in names if re.fullmatch(r"step-\d{8,}\.safetensors", name)]
+    return sorted((path for path in found if path.is_file()), key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
@@ -128,34 +144,68 @@ def read_checkpoint(path: Path, state: State, run: str | None = None) -> Checkpo
                 raise ValueError("the digest of its header is wrong")
             about = json.loads(header["about"])
             if run not in (None, about["run"]):
-                raise ValueError("it belongs to another run")
-            names = about["variables"]
+                raise ValueError("it belongs to another run, or to other options")
+            names, history = about["variables"], [f"history/{n}" for n in about["history"]]
             built = _fitting(path, state, [(n, file.get_slice(n).get_shape()) for n in names])
-            history = [f"history/{name}" for name in about["history"]]
+            _check_types(about, [file.get_slice(name).get_shape() for name in history])
             arrays = {name: file.get_tensor(name) for name in [*names, *history]}
         for name, array in arrays.items():
             if _digest(array) != about["sha256"][name]:
                 raise ValueError(f"the digest of {name} is wrong")
-        if any(arrays[name].dtype != value.dtype for name, value in zip(names, built, strict=True)):
+        if [arrays[name].dtype for name in names] != [value.dtype for value in built]:
             raise ValueError("its variables have other dtypes than the experiment's")
+        if (bad := non_finite(arrays)) is not None:
+            raise ValueError(f"{bad} holds NaN or infinity")
+        unreported = {name: arrays[f"history/{name}"] for name in about["history"]}
         checkpoint = Checkpoint(
             run=about["run"],
-            variables={name: arrays[name] for name in about["variables"]},
+            variables={name: arrays[name] for name in names},
             seconds=about["seconds"],
             best=about["best"],
-            unreported=Unreported(
-                {name: arrays[f"history/{name}"] for name in about["history"]},
-                about["unreported_seconds"],
-            ),
+            unreported=Unreported(unreported, about["unreported_seconds"]),
         )
         named = checkpoint_path(path.parent, checkpoint.step)
         if path.name.startswith("step-") and path != named:
             raise ValueError(f"it holds step {checkpoint.step}")
+        if checkpoint.recorded < 0 or any(v.dtype != np.float32 for v in unreported.values()):
+            raise ValueError("what it has measured does not fit its step")
     except InputError:
         raise
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # what a crafted header makes of this is of many kinds
         raise DamagedError(path, one_line(error)) from error
     return checkpoint
+
+
+def _check_types(about: dict[str, Any], history_shapes: list[list[int]]) -> None:
+    """Refuses bookkeeping that no run has written."""
+    best, figures = about["best"], {"step", "accuracy", "loss"}
+    numbers = [about["seconds"], about["unreported_seconds"], *(best or {}).values()]
+    if not all(type(x) in (int, float) and 0 <= x < 1e12 for x in numbers):
+        raise ValueError("its bookkeeping holds something else than times and figures")
+    if best is not None and best.keys() != figures:
+        raise ValueError("its best validation is not one")
+    if about["history"] and not about["unreported_seconds"] > 0:
+        raise ValueError("what it has measured took no time")
+    if len({tuple(shape) for shape in history_shapes} | {(0,)}) > 2 or any(
+        len(shape) != 1 or shape[0] > MOST_UNREPORTED for shape in history_shapes
+    ):
+        raise ValueError("what it has measured is not one number a step")
+
+
+def newest_good(
+    paths: list[Path], state: State, run: str | None = None
+) -> tuple[Checkpoint | None, list[DamagedError]]:
+    """The first of some checkpoints that is not damaged, or None, and what is wrong with others.
+
+    The arguments but for ``paths``, and what is raised, are those of ``read_checkpoint``.
+    """
+    damaged: list[DamagedError] = []
+    for path in paths:
+        try:
+            return read_checkpoint(path, state, run), damaged
+        except DamagedError as error:
+            damaged.append(error)
+    return None, damaged
 
 
 def restore(
@@ -181,6 +231,8 @@ def _fitting(path: Path, state: State, saved: list[tuple[str, list[int]]]) -> li
     is built in a process.
     """
     built = state.values()
+    if len({name for name, _ in saved}) < len(saved):
+        raise ValueError("it names a variable twice")
     if len(saved) != len(built):
         raise InputError(
             f"{path}: it holds {len(saved)} variables and the experiment builds {len(built)}: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -25,7 +26,7 @@ def describe_environment(source: Path) -> dict[str, Any]:
         Something that JSON can hold. ``threads`` of 0 means that TensorFlow decides; numbers of
         threads change the order of sums, and so the last bits of a result.
     """
-    commit, status = _git(source, "rev-parse", "HEAD"), _git(source, "status", "--porcelain")
+    commit, patch = _git(source, "rev-parse", "HEAD"), uncommitted_changes(source)
     return {
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -46,7 +47,7 @@ def describe_environment(source: Path) -> dict[str, Any]:
         },
         "git": {
             "commit": None if commit is None else commit.decode().strip(),
-            "dirty": None if status is None else bool(status),
+            "uncommitted": hashlib.sha256(patch).hexdigest() if patch else None,
         },
         "command": [sys.executable, *sys.orig_argv[1:]],
         "working_directory": str(Path.cwd()),

@@ -28,6 +28,12 @@ class MetricsFile:
             # Unbuffered, so that nothing is left to be written, and to fail, when it is closed.
             self._file = self._path.open("ab", buffering=0)
 
+    @staticmethod
+    def holds_lines(run: Path) -> bool:
+        """Whether anything has been recorded in a run directory."""
+        path = run / NAME
+        return path.exists() and path.stat().st_size > 0
+
     def write(self, line: dict[str, Any]) -> None:
         """Adds a line. NaN and infinity are refused."""
         with storage_errors(self._path):
@@ -51,11 +57,12 @@ def cut_metrics(source: Path, run: Path, last_step: int) -> None:
     A line that a crash has left incomplete is dropped.
     """
     kept, path = [], source / NAME
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            if json.loads(line)["step"] <= last_step:
-                kept.append(line + b"\n")
-        except (ValueError, TypeError, KeyError):
-            continue
-    with storage_errors(run / NAME), replaced_atomically(run / NAME) as partial:
-        partial.write_bytes(b"".join(kept))
+    with storage_errors(run / NAME):
+        for line in path.read_bytes().splitlines() if path.exists() else []:
+            try:
+                if json.loads(line)["step"] <= last_step:
+                    kept.append(line + b"\n")
+            except (ValueError, TypeError, KeyError, RecursionError):
+                continue
+        with replaced_atomically(run / NAME) as partial:
+            partial.write_bytes(b"".join(kept))

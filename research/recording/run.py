@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import hashlib
 import itertools
 import json
 import os
@@ -15,18 +16,26 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from research.config import Config, config_as_json
+from research.config import Config, config_as_json, decisive_options
 from research.data.batches import batch_of_step
 from research.data.dataset import Dataset, Split
 from research.errors import InputError
-from research.files import remove_partial_files, sha256, storage_errors, write_json
+from research.files import (
+    read_json,
+    remove_partial_files,
+    replaced_atomically,
+    sha256,
+    storage_errors,
+    write_json,
+)
 from research.recording.checkpoints import (
     Checkpoint,
     DamagedError,
     checkpoint_path,
     checkpoint_paths,
-    read_checkpoint,
+    newest_good,
     restore,
+    step_of,
     write_checkpoint,
 )
 from research.recording.environment import (
@@ -103,18 +112,18 @@ class Run:
         Raises:
             InputError: if there are checkpoints, and none is good, or if it is there already.
         """
-        source, at = self.path, self._newest_good(state)
-        if at is None and self._config.fork is not None:
-            source, at = self._config.fork, self._fork(state)
-        elif at is None:
-            at = Checkpoint(self._identity, state.values())
-        else:
-            restore(at, state)
-        if at.step > total_steps:
-            epochs = f"--epochs {self._config.epochs}"
-            raise InputError(f"{epochs}: of {total_steps} steps {at.step} are done; give more")
+        try:
+            source, at = self._origin(state, total_steps)
+        except InputError:
+            if self._config.resume is None:
+                shutil.rmtree(self.path, ignore_errors=True)  # nothing has come of it
+            raise
         with storage_errors(self.path):
-            self._describe_resumed(at.step)
+            self._describe_resumed(at.step, forked=source != self.path)
+            if source != self.path:
+                # What an attempt that was killed has taken over already.
+                for path in self.path.glob("*/events.out.tfevents.*"):
+                    path.unlink()
         cut_metrics(source, self.path, at.recorded)
         cut_events(source, self.path, at.recorded)
         self._metrics = MetricsFile(self.path)
@@ -125,8 +134,8 @@ class Run:
             self._say(f"Resuming {self.path} after step {at.step}")
         if not checkpoint_path(self._checkpoints, at.step).exists():
             write_checkpoint(at, checkpoint_path(self._checkpoints, at.step))
-        self._best = at.best
-        self._saved_all, self._best_saved = not at.unreported, True
+        self._best, self._best_saved = at.best, True
+        self._saved_all = not at.unreported
         self._began = time.monotonic() - at.seconds
         self._saved_step, self._saved_time = at.step, time.monotonic()
         return at
@@ -193,14 +202,14 @@ class Run:
         )
         write_checkpoint(at, checkpoint_path(self._checkpoints, at.step))
         self._saved_step, self._saved_time = at.step, time.monotonic()
-        self._saved_all = self._best_saved = unrecorded is None
+        self._saved_all, self._best_saved = unrecorded is None, True
         best = self._best and checkpoint_path(self._checkpoints, int(self._best["step"]))
         for path in checkpoint_paths(self._checkpoints)[self._config.keep_checkpoints :]:
             if path != best:
                 path.unlink()
 
     def write_replay_bundle(
-        self, state: State, step: Step, split: Split, until: int, reason: str
+        self, state: State, step: Step, split: Split, total_steps: int, reason: str
     ) -> Path | None:
         """Goes back to the last checkpoint, and on to the step that makes something non-finite.
 
@@ -210,29 +219,31 @@ class Run:
         Args:
             state: is left as it was before that step.
             step, split: what is trained, and on what.
-            until: the last step to try.
+            total_steps: what the experiment's ``build`` was given.
             reason: what was found to be non-finite.
 
         Returns:
             The directory; None if everything stayed finite this time.
         """
-        config, last = self._config, self._newest_good(state)
-        assert last is not None, "restore a state first"
+        config, until = self._config, int(state.step.numpy())
+        last, _ = self._newest_good(state)
+        if last is None:
+            return None
         restore(last, state)
         if not go_to_non_finite(state, step, split, batch_size=config.batch_size, until=until):
             return None
         done = int(state.step.numpy())
         folder = self.path / f"replay-step-{done + 1:08d}"
-        with storage_errors(folder):
-            folder.mkdir(exist_ok=True)
-            write_checkpoint(
-                Checkpoint(self._identity, state.values()), folder / "state.safetensors"
-            )
+        with storage_errors(folder), replaced_atomically(folder) as partial:
+            partial.mkdir()
+            at = Checkpoint(self._identity, state.values())
+            write_checkpoint(at, partial / "state.safetensors")
             images, labels = batch_of_step(state.seed, done, split, config.batch_size)
-            np.savez(folder / "batch.npz", images=images, labels=labels)
-            shutil.copy(self._experiment, folder)
-            about = {"experiment": self._experiment.name, "reason": reason, "until": until}
-            write_json(folder / "bundle.json", about | {"config": config_as_json(config)})
+            np.savez(partial / "batch.npz", images=images, labels=labels)
+            shutil.copy(self._experiment, partial)
+            about: dict[str, Any] = {"experiment": self._experiment.name, "reason": reason}
+            about |= {"total_steps": total_steps, "config": config_as_json(config)}
+            write_json(partial / "bundle.json", about)
         return folder
 
     def write_evaluation(self, evaluation: Any, **facts: Any) -> None:
@@ -242,7 +253,7 @@ class Run:
     def finished_accuracy(self, total_steps: int) -> float | None:
         """The test accuracy of a run that has already done so many steps and saved its model."""
         try:
-            found = json.loads((self.path / "evaluation.json").read_text())
+            found = read_json(self.path / "evaluation.json")
             digest = (self.path / "mnist.h5.sha256").read_text().split()[0]
             finished = found["steps"] == total_steps and digest == sha256(self.path / "mnist.h5")
             return float(found["accuracy"]) if finished else None
@@ -259,42 +270,47 @@ class Run:
         os.close(self._lock)
 
     def _describe(self, environment: dict[str, Any]) -> None:
-        """Writes down what a new run is; config.json, by which it is known as one, at the end."""
-        self._identity, self._environment = uuid.uuid4().hex, environment
-        write_json(self.path / "environment.json", environment)
+        """Writes down what a new run is; first config.json, by which it can be resumed."""
+        self._name, self._environment = uuid.uuid4().hex, environment
+        self._write_config()
         self._write_command(environment["command"])
         if patch := uncommitted_changes(self._experiment):
             (self.path / "uncommitted.diff").write_bytes(patch)
         shutil.copy(self._experiment, self.path)
-        self._write_config()
+        write_json(self.path / "environment.json", environment)
 
     def _compare(self, environment: dict[str, Any]) -> None:
         """Compares a run that is resumed with what it was."""
-        self._identity = json.loads((self.path / "config.json").read_text())["run"]
+        if not (self.path / "environment.json").exists() and not self._checkpoints.exists():
+            self._describe(environment)  # it was killed before it had been described
         try:
-            before = json.loads((self.path / "environment.json").read_text())
+            fields = read_json(self.path / "config.json")
+            before = read_json(self.path / "environment.json")
+            self._name, eager = str(fields["run"]), fields["eager"]
             data, now = before["data"]["sha256"], environment["data"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            before.setdefault("resumed", []).append({"command": environment["command"]})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f"--resume {self.path}: its environment.json can't be read, so nobody knows what "
-                "data it was trained on; start a new run"
+                f"--resume {self.path}: its config.json or environment.json does not say what run "
+                "it is and what data it was trained on; restore it, or start a new run"
             ) from error
         if data != now["sha256"]:
             raise InputError(
-                f"--resume {self.path}: {now['source']} is no longer what it was trained on; "
-                "restore the data, or start a new run"
+                f"--resume {self.path}: {now['source']} is not what it was trained on; restore "
+                "the data, or start a new run"
             )
         different = differences(before, environment)
         copy = self.path / self._experiment.name
         if not copy.exists() or copy.read_bytes() != self._experiment.read_bytes():
             different.append(f"{copy.name} has been edited")
+        if eager != self._config.eager:
+            different.append(f"--eager is now {self._config.eager}")
         if different:
             self._say(f"Perhaps not bit for bit from here on: {'; '.join(different)}")
-        resumed = {"command": environment["command"], "differences": different}
-        before.setdefault("resumed", []).append(resumed)
+        before["resumed"][-1]["differences"] = different
         self._environment = before
 
-    def _describe_resumed(self, step: int) -> None:
+    def _describe_resumed(self, step: int, forked: bool) -> None:
         """Writes down from where a run goes on."""
         if self._config.resume is not None:
             remove_partial_files(self.path)
@@ -302,35 +318,54 @@ class Run:
             resumed["step"] = step
             write_json(self.path / "environment.json", self._environment)
             self._write_command(resumed["command"])
-        elif self._config.fork is not None:
+        if forked:
             self._config = dataclasses.replace(self._config, at_step=step)
         self._write_config()
 
+    @property
+    def _identity(self) -> str:
+        """Tells the checkpoints of this run, with its options, from any others."""
+        text = json.dumps([self._name, decisive_options(self._config)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
     def _write_config(self) -> None:
-        about = {"experiment": self._experiment.stem, "run": self._identity}
+        about = {"experiment": self._experiment.stem, "run": self._name}
         write_json(self.path / "config.json", about | config_as_json(self._config))
 
     def _write_command(self, command: list[str]) -> None:
         with (self.path / "command.txt").open("a", errors="backslashreplace") as file:
             file.write(shlex.join(command) + "\n")
 
-    def _newest_good(self, state: State) -> Checkpoint | None:
-        """The newest checkpoint that is not damaged; None where the run has none at all."""
-        damaged: list[DamagedError] = []
-        for path in checkpoint_paths(self._checkpoints):
-            try:
-                found = read_checkpoint(path, state, self._identity)
-            except DamagedError as error:
-                damaged.append(error)
-                continue
-            for bad in damaged:
-                aside = bad.path.with_suffix(".damaged")
-                bad.path.replace(aside)
-                self._say(f"{bad}; moved aside to {aside.name}")
-            return found
-        if damaged:
+    def _origin(self, state: State, total_steps: int) -> tuple[Path, Checkpoint]:
+        """Gives a state the values that it starts from; whose they are, and where that stands."""
+        source = self.path
+        at, damaged = self._newest_good(state)
+        if at is not None:
+            restore(at, state)
+        elif damaged:
             raise InputError(f"{damaged[0]}; no other checkpoint is good: start a new run")
-        return None
+        elif MetricsFile.holds_lines(self.path):
+            raise InputError(
+                f"--resume {self.path}: it has been trained, and its checkpoints are gone; restore "
+                "them, or start a new run"
+            )
+        elif self._config.fork is not None:
+            source, at = self._config.fork, self._fork(state)
+        else:
+            at = Checkpoint(self._identity, state.values())
+        if at.step > total_steps:
+            epochs = f"--epochs {self._config.epochs}"
+            raise InputError(f"{epochs}: of {total_steps} steps {at.step} are done; give more")
+        for error in damaged:
+            aside = error.path.with_suffix(".damaged")
+            with storage_errors(aside):
+                error.path.replace(aside)
+            self._say(f"{error}; moved aside to {aside.name}")
+        return source, at
+
+    def _newest_good(self, state: State) -> tuple[Checkpoint | None, list[DamagedError]]:
+        """The newest checkpoint that is not damaged, or None, and what is wrong with others."""
+        return newest_good(checkpoint_paths(self._checkpoints), state, self._identity)
 
     def _fork(self, state: State) -> Checkpoint:
         """Takes the state over from another run; returns where this run stands."""
@@ -340,16 +375,22 @@ class Run:
         if step is not None:
             wanted = checkpoint_path(source / "checkpoints", step)
             if wanted not in there:
-                steps = ", ".join(str(int(path.stem[5:])) for path in reversed(there)) or "none"
+                steps = ", ".join(str(step_of(path)) for path in reversed(there)) or "none"
                 raise InputError(
                     f"--at-step {step}: {source} keeps checkpoints of other steps: {steps}"
                 )
             there = [wanted]
-        if not there:
-            raise InputError(f"--fork {source}: it has no checkpoint")
-        at = read_checkpoint(there[0], state)
+        at, damaged = newest_good(there, state)
+        for error in damaged:
+            self._say(f"{error}")
+        if at is None:
+            raise InputError(f"--fork {source}: it has no checkpoint that is good")
         # Keras keeps a constant learning rate in a variable; the new run's is what it asks for.
-        restore(at, state, leave=lambda name: name.endswith("/learning_rate"))
+        restore(
+            at,
+            state,
+            leave=lambda name: name.startswith("optimizer/") and name.endswith("/learning_rate"),
+        )
         return dataclasses.replace(at, run=self._identity, variables=state.values(), best=None)
 
 
@@ -381,9 +422,9 @@ def _lock(path: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
-        raise InputError(
-            f"--resume {path}: another process is at work on it; wait for it, or stop it"
-        ) from error
+        busy = "another process is at work on it; wait for it, or stop it"
+        reason = busy if isinstance(error, BlockingIOError) else f"can't lock it ({error.strerror})"
+        raise InputError(f"--resume {path}: {reason}") from error
     return descriptor
 
 

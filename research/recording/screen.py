@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from research.files import storage_errors
 from research.stderr import DivertedStderr
 from research.training.train import Report
 
@@ -37,7 +38,8 @@ class Screen:
 
     def log_to(self, path: Path) -> None:
         """Puts everything so far, and from now on, into a file."""
-        self._stderr.continue_in(path)
+        with storage_errors(path):
+            self._stderr.continue_in(path)
 
     def log(self, text: str) -> None:
         """Adds text to the log alone."""

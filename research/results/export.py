@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+# That of a dense layer of 4,500 units; 16 times what the reference needs.
+LARGEST_FILE = 160 * 2**20
 # The attribute of mnist.h5 that holds the SHA-256 of its weights.
 _DIGEST = "weights_sha256"
 # What decides, besides the weights, what a layer computes when it is not being trained.
@@ -96,15 +99,17 @@ def load_h5(path: Path) -> Any:
     try:
         if os.path.isfile(digest_path(path)):
             _check_digest(path)
+        if (size := path.stat().st_size) > LARGEST_FILE:
+            raise ValueError(f"it is larger than {LARGEST_FILE} bytes")
         with h5py.File(path, "r") as file:
-            twin = _matching_twin(file, path.stat().st_size)
-            weights = [
-                _weight(file, f"model_weights/{layer.name}/{variable.path}", variable)
-                for layer in twin.layers
-                for variable in layer.weights
-            ]
+            expected = MnistCNN(dense_width=1).stock_twin()
+            arrays = {name: _plain_array(file, name) for name in _places(expected)}
+            width = arrays["model_weights/dense1/mnist_cnn/dense1/bias"].shape[-1]
+            _compare_description(file, expected, arrays, width, size)
+            weights = [_finite(array, name) for name, array in arrays.items()]
             if file.attrs.get(_DIGEST, _digest(weights)) != _digest(weights):
                 raise ValueError("its weights have another SHA-256 than it says")
+        twin = MnistCNN(width).stock_twin()
         twin.set_weights(weights)
     except InputError:
         raise
@@ -126,33 +131,39 @@ def _check_digest(path: Path) -> None:
         )
 
 
-def _matching_twin(file: Any, file_size: int) -> Any:
-    """A network of stock layers, if it is the one that the file describes."""
-    # Longer than any that Keras writes for these layers.
+def _compare_description(
+    file: Any, expected: Any, arrays: dict[str, Any], width: int, size: int
+) -> None:
+    """Refuses a file whose layers are not those of a network, but for the width of ``dense1``."""
+    # The size of the arrays bounds how long the texts in the file can be.
+    stored = sum(array.id.get_storage_size() for array in arrays.values())
+    # An optimizer such as Adam keeps two more numbers for each weight.
+    if size > 3 * stored + 1_000_000:
+        raise ValueError(f"{size} bytes are not what {stored} bytes of weights need")
     attribute = file.attrs.get_id("model_config")
     if attribute.shape != () or len(text := file.attrs["model_config"]) > 100_000:
         raise ValueError("its model_config is not that of a small network")
-    layers = json.loads(text)["config"]["layers"]
-    expected = MnistCNN(dense_width=1).stock_twin().get_config()["layers"]
-    kinds = [[layer["class_name"] for layer in of] for of in (layers, expected)]
+    found, layers = json.loads(text)["config"]["layers"], expected.get_config()["layers"]
+    kinds = [[layer["class_name"] for layer in of] for of in (found, layers)]
     if kinds[0] != kinds[1]:
         raise ValueError(f"its layers are {', '.join(map(str, kinds[0]))[:150]}")
-    width = 0
-    for there, ours in zip(layers, expected, strict=True):
+    for there, ours in zip(found, layers, strict=True):
         name = ours["config"]["name"]
+        if name == "dense1":
+            ours["config"]["units"] = width
         for option in _DECISIVE & ours["config"].keys():
-            found, wanted = (layer["config"].get(option) for layer in (there, ours))
-            if (name, option) == ("dense1", "units"):
-                width = found
-            elif json.dumps(found) != json.dumps(wanted):
-                raise ValueError(f"{option} of {name} is {str(found)[:50]}, and not {wanted}")
-    if not isinstance(width, int) or not 1 <= width <= file_size // (4 * 9216):
-        raise ValueError(f"{width} units of dense1 are not in a file of {file_size} bytes")
-    return MnistCNN(width).stock_twin()
+            value, wanted = (layer["config"].get(option) for layer in (there, ours))
+            if json.dumps(value) != json.dumps(wanted):
+                raise ValueError(f"{option} of {name} is {str(value)[:50]}, and not {wanted}")
 
 
-def _weight(file: Any, name: str, variable: Any) -> npt.NDArray[np.float32]:
-    """The array at ``name``, if it is stored in this file as it is, and like ``variable``."""
+def _places(twin: Any) -> list[str]:
+    """Where in an HDF5 file Keras keeps each weight of a network, in the order of its weights."""
+    return [f"model_weights/{layer.name}/{v.path}" for layer in twin.layers for v in layer.weights]
+
+
+def _plain_array(file: Any, name: str) -> Any:
+    """The data set at ``name``, if its numbers are stored in this very file as they are."""
     found = file
     for part in name.split("/"):
         if not isinstance(found, h5py.Group) or part not in found:
@@ -161,15 +172,20 @@ def _weight(file: Any, name: str, variable: Any) -> npt.NDArray[np.float32]:
         if not isinstance(found.get(part, getlink=True), h5py.HardLink):
             raise ValueError(f"{name} is a link")
         found = found[part]
-    shape = tuple(variable.shape)
-    if not isinstance(found, h5py.Dataset) or found.shape != shape or found.dtype != np.float32:
-        raise ValueError(f"{name} is {found}, and not float32 of shape {shape}")
-    # So can external and virtual storage; filters can unfold, and missing bytes read as zeros.
-    layout = found.id.get_create_plist().get_layout()
-    plain = layout == h5py.h5d.CONTIGUOUS and not found.external
-    if not plain or found.id.get_storage_size() != variable.value.numpy().nbytes:
+    if not isinstance(found, h5py.Dataset):
+        raise ValueError(f"{name} is {found}")
+    # So can external and virtual storage, whose shape is not even to be asked for: that opens
+    # them. Filters can unfold; and what is not stored reads as zeros.
+    properties = found.id.get_create_plist()
+    if properties.get_layout() != h5py.h5d.CONTIGUOUS or properties.get_external_count():
         raise ValueError(f"{name} is not stored as plain numbers in this file")
-    weight: npt.NDArray[np.float32] = found[()]
+    if found.dtype != np.float32 or found.id.get_storage_size() != 4 * math.prod(found.shape):
+        raise ValueError(f"{name} is not stored as plain numbers in this file")
+    return found
+
+
+def _finite(array: Any, name: str) -> npt.NDArray[np.float32]:
+    weight: npt.NDArray[np.float32] = array[()]
     if not np.isfinite(weight).all():
         raise ValueError(f"{name} holds NaN or infinity")
     return weight

@@ -12,6 +12,7 @@ from research.data.dataset import NUM_CLASSES
 from research.data.formats import read_dataset
 from research.data.mnist import load_mnist
 from research.errors import InputError
+from research.files import read_json
 from research.recording.screen import Screen
 from research.results.evaluation import Evaluation, evaluate
 from research.results.export import load_h5
@@ -65,9 +66,11 @@ class Evaluate:
 def _data_of_run(run: Path) -> tuple[Path | None, int | None]:
     """The ``--data`` and ``--examples`` of a run."""
     try:
-        config = json.loads((run / "config.json").read_text())
+        config = read_json(run / "config.json")
         data, examples = config["data"], config["examples"]
-        return None if data is None else Path(data), None if examples is None else int(examples)
+        if examples is not None and not (isinstance(examples, int) and examples > 0):
+            raise ValueError(f"{examples} examples")
+        return None if data is None else Path(data), examples
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{run}: not a run directory, its config.json can't be read; name a directory under "

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from research.config import Config
-from research.errors import InputError
+from research.errors import InputError, one_line
 from research.training.state import State
 from research.training.train import Step
 
@@ -31,5 +31,7 @@ def load_experiment(file: Path) -> tuple[type[Config], Callable[[Config, int], S
         raise InputError(
             f"{file}: it defines no {error.args[0]}; an experiment has Config, build and step"
         ) from error
-    except (SyntaxError, ImportError, ValueError) as error:
-        raise InputError(f"{file}: not a program that Python can load ({error})") from error
+    except Exception as error:  # it may fail in any way
+        raise InputError(
+            f"{file}: not a program that Python can load ({one_line(error)[:200]})"
+        ) from error

@@ -13,6 +13,7 @@ from unittest import mock
 
 from research.config import config_from_json
 from research.errors import InputError, one_line
+from research.files import read_json
 from research.recording.checkpoints import read_checkpoint, restore
 from research.recording.screen import Screen
 from research.stderr import silenced_stderr
@@ -88,13 +89,18 @@ def read_bundle(bundle: Path) -> tuple[State, Step, Any, Any, str]:
         InputError: if there is no bundle, or it is damaged.
     """
     try:
-        about = json.loads((bundle / "bundle.json").read_text())
+        about = read_json(bundle / "bundle.json")
         experiment = bundle / Path(about["experiment"]).name
         config_type, build, step = load_experiment(experiment)
-        state = build(config_from_json(config_type, about["config"]), int(about["until"]))
+        state = build(config_from_json(config_type, about["config"]), int(about["total_steps"]))
         restore(read_checkpoint(bundle / "state.safetensors", state), state)
         with np.load(bundle / "batch.npz", allow_pickle=False) as arrays:
-            return state, step, arrays["images"], arrays["labels"], str(about["reason"])
+            images, labels = arrays["images"], arrays["labels"]
+        count = len(labels)
+        for array, shape in ((images, (count, 28, 28, 1)), (labels, (count, 10))):
+            if array.shape != shape or array.dtype != np.float32:
+                raise ValueError(f"its batch holds {array.dtype}{array.shape}")
+        return state, step, images, labels, str(about["reason"])
     except InputError:
         raise
     except Exception as error:  # zipfile and NumPy raise errors of many kinds

