@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def test_a_damaged_checkpoint_is_named_and_the_newest_good_one_is_used(
     result = run_here(EXPERIMENT, "--resume", run)
     assert (result.status, result.stderr) == (0, "")
     assert re.search(rf"{newest}: not a good checkpoint \(.*\); moved aside", result.stdout)
-    assert f"Resuming {run} after step {int(good.stem[5:])}" in result.stdout
+    assert f"Resuming {run} after step {step_of(good)}" in result.stdout
     assert left_by(run) == left_by(finished_run)
     for path in checkpoint_paths(run / "checkpoints"):
         path.write_bytes(b"")
@@ -242,7 +242,7 @@ def test_a_fork_goes_on_from_a_checkpoint_of_another_run(
 ) -> None:
     before = left_by(run)
     second = checkpoint_paths(run / "checkpoints")[1]
-    at = int(second.stem[5:])
+    at = step_of(second)
     same = ("--fork", run, "--at-step", str(at), "--run-dir", "same")
     result = run_here(EXPERIMENT, *same)
     assert (result.status, result.stderr) == (0, "")
@@ -282,6 +282,26 @@ def spoiling(folder: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def recovered(
+    data_file: Path,
+    finished_run: Path,
+    tmp_path: Path,
+    run_here: RunHere,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[int], Path]:
+    """A function (step) -> run: NaN has stopped the run there, and it has gone on to its end."""
+
+    def recover(at: int) -> Path:
+        run = tmp_path / f"nan-{at}"
+        shutil.rmtree(run, ignore_errors=True)
+        recovers_from_nan(at, run, data_file, run_here, monkeypatch)
+        assert left_by(run) == left_by(finished_run)
+        return run
+
+    return recover
+
+
 def recovers_from_nan(
     at: int, run: Path, data_file: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,7 +315,7 @@ def recovers_from_nan(
         result.stderr,
     )
     assert message, result.stderr
-    newest = int(checkpoint_paths(run / "checkpoints")[0].stem[5:])
+    newest = step_of(checkpoint_paths(run / "checkpoints")[0])
     assert newest <= at
     found = json.loads(run_here("research", "replay", message[1], "--json").stdout)
     assert found["step"] == at + 1
@@ -305,15 +325,9 @@ def recovers_from_nan(
 
 
 def test_nan_stops_a_run_which_recovers_and_replay_names_the_layer(
-    data_file: Path,
-    finished_run: Path,
-    tmp_path: Path,
-    run_here: RunHere,
-    monkeypatch: pytest.MonkeyPatch,
+    recovered: Callable[[int], Path], run_here: RunHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tmp_path / "nan"
-    recovers_from_nan(13, run, data_file, run_here, monkeypatch)
-    assert left_by(run) == left_by(finished_run)
+    run = recovered(13)
     (bundle,) = run.glob("replay-*")
     monkeypatch.setenv("SPOIL", "13")
     shown = run_here("research", "replay", bundle)
@@ -371,18 +385,9 @@ def test_sixteen_runs_started_at_once_get_sixteen_directories(
 
 
 @pytest.mark.slow
-def test_nan_at_twenty_random_steps(
-    data_file: Path,
-    finished_run: Path,
-    tmp_path: Path,
-    run_here: RunHere,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_nan_at_twenty_random_steps(recovered: Callable[[int], Path]) -> None:
     for at in random.Random(0).choices(range(24), k=20):
-        run = tmp_path / "nan"
-        recovers_from_nan(at, run, data_file, run_here, monkeypatch)
-        assert left_by(run) == left_by(finished_run)
-        shutil.rmtree(run)
+        recovered(at)
 
 
 @pytest.fixture
@@ -509,7 +514,7 @@ def test_checkpoints_damaged_250_times(
         said: list[str] = []
         with Run(config, EXPERIMENT, dataset, said.append) as record:
             at = record.restore(state, 24)
-        assert at.step == int(newest.stem[5:])
+        assert at.step == step_of(newest)
         values = state.values().values()
         assert all(map(np.array_equal, values, expected[newest].values()))
         named = [line for line in said if "not a good checkpoint" in line]

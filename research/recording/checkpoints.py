@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +129,7 @@ def read_checkpoint(path: Path, state: State, run: str | None = None) -> Checkpo
 
     Args:
         path: the file.
-        state: what it is to be restored to, by ``restore``.
+        state: what its variables are to be given to, by ``State.assign``.
         run: the run that it must belong to; None for any.
 
     Raises:
@@ -206,22 +205,6 @@ def newest_good(
         except DamagedError as error:
             damaged.append(error)
     return None, damaged
-
-
-def restore(
-    checkpoint: Checkpoint, state: State, leave: Callable[[str], bool] | None = None
-) -> None:
-    """Gives the variables of a built state the values of a checkpoint that was read for it.
-
-    Args:
-        checkpoint: from ``read_checkpoint``.
-        state: is changed.
-        leave: says of a variable's name whether it stays as it was built.
-    """
-    pairs = zip(state.variables().items(), checkpoint.variables.values(), strict=True)
-    for (name, variable), value in pairs:
-        if leave is None or not leave(name):
-            variable.assign(value)
 
 
 def _fitting(path: Path, state: State, saved: list[tuple[str, list[int]]]) -> list[Array]:

@@ -16,17 +16,18 @@ import tensorflow as tf
 PACKAGES = ("tensorflow", "keras", "numpy", "tensorboard", "h5py")
 
 
-def describe_environment(source: Path) -> dict[str, Any]:
+def describe_environment(source: Path, uncommitted: bytes) -> dict[str, Any]:
     """Versions, hardware, threads, flags and the state of the source code.
 
     Args:
         source: a file of the code that runs; its git repository is described.
+        uncommitted: from ``uncommitted_changes``.
 
     Returns:
         Something that JSON can hold. ``threads`` of 0 means that TensorFlow decides; numbers of
         threads change the order of sums, and so the last bits of a result.
     """
-    commit, patch = _git(source, "rev-parse", "HEAD"), uncommitted_changes(source)
+    commit = _git(source, "rev-parse", "HEAD")
     return {
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -47,7 +48,7 @@ def describe_environment(source: Path) -> dict[str, Any]:
         },
         "git": {
             "commit": None if commit is None else commit.decode().strip(),
-            "uncommitted": hashlib.sha256(patch).hexdigest() if patch else None,
+            "uncommitted": hashlib.sha256(uncommitted).hexdigest() if uncommitted else None,
         },
         "command": [sys.executable, *sys.orig_argv[1:]],
         "working_directory": str(Path.cwd()),

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import time
@@ -34,7 +35,6 @@ from research.recording.checkpoints import (
     checkpoint_path,
     checkpoint_paths,
     newest_good,
-    restore,
     step_of,
     write_checkpoint,
 )
@@ -76,6 +76,7 @@ class Run:
         self, config: Config, experiment: Path, data: Dataset, say: Callable[[str], None]
     ) -> None:
         self._config = config
+        self._checkpoint_interval = config.checkpoint_interval  # asked for after every call
         self._experiment = experiment
         self._say = say
         self.path = config.resume or _create_directory(config, experiment.stem)
@@ -84,7 +85,8 @@ class Run:
         self._metrics: MetricsFile | None = None
         self._tensorboard = TensorBoardWriter(self.path)
         try:
-            environment = describe_environment(experiment)
+            self._uncommitted = uncommitted_changes(experiment)
+            environment = describe_environment(experiment, self._uncommitted)
             environment["data"] = {"source": data.source, "sha256": data.sha256()}
             with storage_errors(self.path):
                 if config.resume is None:
@@ -167,7 +169,7 @@ class Run:
         """
         if not self._best_saved:
             return True
-        steps, seconds = self._config.checkpoint_interval
+        steps, seconds = self._checkpoint_interval
         return (steps is not None and step % steps == 0 and step > self._saved_step) or (
             seconds is not None and time.monotonic() - self._saved_time >= seconds
         )
@@ -229,7 +231,7 @@ class Run:
         last, _ = self._newest_good(state)
         if last is None:
             return None
-        restore(last, state)
+        state.assign(last.variables.values())
         if not go_to_non_finite(state, step, split, batch_size=config.batch_size, until=until):
             return None
         done = int(state.step.numpy())
@@ -274,8 +276,8 @@ class Run:
         self._name, self._environment = uuid.uuid4().hex, environment
         self._write_config()
         self._write_command(environment["command"])
-        if patch := uncommitted_changes(self._experiment):
-            (self.path / "uncommitted.diff").write_bytes(patch)
+        if self._uncommitted:
+            (self.path / "uncommitted.diff").write_bytes(self._uncommitted)
         shutil.copy(self._experiment, self.path)
         write_json(self.path / "environment.json", environment)
 
@@ -341,7 +343,7 @@ class Run:
         source = self.path
         at, damaged = self._newest_good(state)
         if at is not None:
-            restore(at, state)
+            state.assign(at.variables.values())
         elif damaged:
             raise InputError(f"{damaged[0]}; no other checkpoint is good: start a new run")
         elif MetricsFile.holds_lines(self.path):
@@ -386,10 +388,10 @@ class Run:
         if at is None:
             raise InputError(f"--fork {source}: it has no checkpoint that is good")
         # Keras keeps a constant learning rate in a variable; the new run's is what it asks for.
-        restore(
-            at,
-            state,
-            leave=lambda name: name.startswith("optimizer/") and name.endswith("/learning_rate"),
+        built = state.values()
+        state.assign(
+            built[name] if re.fullmatch(r"optimizer/.*/learning_rate", name) else value
+            for name, value in zip(built, at.variables.values(), strict=True)
         )
         return dataclasses.replace(at, run=self._identity, variables=state.values(), best=None)
 

@@ -14,7 +14,7 @@ from unittest import mock
 from research.config import config_from_json
 from research.errors import InputError, one_line
 from research.files import read_json
-from research.recording.checkpoints import read_checkpoint, restore
+from research.recording.checkpoints import read_checkpoint
 from research.recording.screen import Screen
 from research.stderr import silenced_stderr
 from research.tools.load_experiment import load_experiment
@@ -53,8 +53,7 @@ class Replay:
         before = state.values()
         computed = watch(state, step, images, labels)
         bad = next((name for name, value in computed if not np.isfinite(value).all()), None)
-        for variable, value in zip(state.variables().values(), before.values(), strict=True):
-            variable.assign(value)
+        state.assign(before.values())
         line = None if bad is None else first_bad_line(state, step, images, labels)
         if self.json:
             found = {"step": number, "reason": reason, "first_non_finite": bad, "line": line}
@@ -93,7 +92,8 @@ def read_bundle(bundle: Path) -> tuple[State, Step, Any, Any, str]:
         experiment = bundle / Path(about["experiment"]).name
         config_type, build, step = load_experiment(experiment)
         state = build(config_from_json(config_type, about["config"]), int(about["total_steps"]))
-        restore(read_checkpoint(bundle / "state.safetensors", state), state)
+        saved = read_checkpoint(bundle / "state.safetensors", state)
+        state.assign(saved.variables.values())
         with np.load(bundle / "batch.npz", allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"]
         count = len(labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from research.seeds import derive_seed
@@ -84,6 +84,11 @@ class State:
     def values(self) -> dict[str, npt.NDArray[Any]]:
         """The values of ``variables()``, copied to the host, in the same order."""
         return {name: np.array(v.numpy()) for name, v in self.variables().items()}
+
+    def assign(self, values: Iterable[Any]) -> None:
+        """Gives the variables new values, one for each of ``variables()`` and in that order."""
+        for variable, value in zip(self.variables().values(), values, strict=True):
+            variable.assign(value)
 
     def random_seed(self, name: str) -> Any:
         """A seed for this step's random numbers, int64 [2], different on every replica.

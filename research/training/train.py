@@ -195,8 +195,7 @@ def go_to_non_finite(
             return False
     except NonFiniteError:
         pass
-    for variable, value in zip(state.variables().values(), before.values(), strict=True):
-        variable.assign(value)
+    state.assign(before.values())
     return True
 
 

@@ -105,8 +105,7 @@ def test_the_step_is_traced_once(step: Step) -> None:
 
 
 def given(state: State, values: Mapping[str, Any]) -> State:
-    for variable, value in zip(state.variables().values(), values.values(), strict=True):
-        variable.assign(value)
+    state.assign(values.values())
     return state
 
 
