@@ -26,7 +26,8 @@ def derive_seed(seed: int, name: str, *numbers: Any) -> Any:
     Returns:
         int64 [2], a tensor. See ``tf.random.experimental.stateless_fold_in``.
     """
-    derived = tf.constant([seed, zlib.crc32(name.encode())], tf.int64)
-    for number in numbers:
-        derived = tf.random.experimental.stateless_fold_in(derived, tf.cast(number, tf.int64))
-    return derived
+    with tf.name_scope("seed"):
+        derived = tf.constant([seed, zlib.crc32(name.encode())], tf.int64)
+        for number in numbers:
+            derived = tf.random.experimental.stateless_fold_in(derived, tf.cast(number, tf.int64))
+        return derived

@@ -80,10 +80,10 @@ class MnistCNN(tf.keras.Model):
         x = self.conv2(self.conv1(images))
         x = self.pool(x)
         if seeds:
-            x = dropout(x, self.dropout_rates[0], seeds[0])
+            x = dropout(x, self.dropout_rates[0], seeds[0], "dropout1")
         x = self.dense1(self.flatten(x))
         if seeds:
-            x = dropout(x, self.dropout_rates[1], seeds[1])
+            x = dropout(x, self.dropout_rates[1], seeds[1], "dropout2")
         return tf.cast(self.dense2(x), tf.float32)
 
     def call(self, images: Any, training: bool = False, seed: Any = None) -> Any:
@@ -122,4 +122,5 @@ class MnistCNN(tf.keras.Model):
                 "MnistCNN was called with training=True and seed=None: dropout needs a seed; "
                 'in a step, pass seed=state.random_seed("dropout")'
             )
-        return [tf.random.experimental.stateless_fold_in(seed, n) for n in (0, 1)]
+        with tf.name_scope("seed"):
+            return [tf.random.experimental.stateless_fold_in(seed, n) for n in (0, 1)]

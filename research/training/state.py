@@ -81,6 +81,11 @@ class State:
             found |= {f"{group}/{n:03d}/{v.path}": v for n, v in enumerate(variables)}
         return found | {f"extra/{name}": variable for name, variable in self.extra.items()}
 
+    def weights(self) -> dict[str, Any]:
+        """The trainable variables by name, such as ``conv1/kernel``: layer, slash, variable."""
+        prefix = f"{self.model.name}/"
+        return {v.path.removeprefix(prefix): v for v in self.model.trainable_variables}
+
     def values(self) -> dict[str, npt.NDArray[Any]]:
         """The values of ``variables()``, copied to the host, in the same order."""
         return {name: np.array(v.numpy()) for name, v in self.variables().items()}
@@ -136,30 +141,37 @@ class State:
             gradients: as ``self.gradients`` returns them.
 
         Returns:
-            What is worth logging: ``learning_rate``, that of this update, ``gradient_norm``, the
-            global norm before clipping, and ``loss_scale`` where there is one. With a loss scale
-            the norm of a step that is left out is given as 0.
+            What is worth recording: ``optimizer/learning_rate``, that of this update;
+            ``optimizer/gradient_norm``, the global norm before clipping;
+            ``optimizer/loss_scale`` where there is one; and for each variable
+            ``gradients/<layer>/<variable>``, the gradient before clipping, as a vector. With a
+            loss scale the norm and the gradients of a step that is left out are given as 0.
         """
-        measured = {"learning_rate": self.optimizer.learning_rate}
-        replicas = self.strategy.num_replicas_in_sync
-        if self.share is not None:
-            # A replica without an example has a share of 0 and gradients of 0 / 0.
-            weighted = [tf.math.multiply_no_nan(g, self.share) for g in gradients]
-            context = tf.distribute.get_replica_context()
-            gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, weighted)
-        norm = tf.linalg.global_norm(gradients)
-        measured["gradient_norm"] = norm
-        if self.clip_norm is not None:
-            gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm, use_norm=norm)
-        scale = self._loss_scale()
-        if scale is not None:
-            measured["gradient_norm"] = tf.where(tf.math.is_finite(norm), norm, 0.0)
-            measured["loss_scale"] = tf.identity(scale)
-            gradients = [g * scale for g in gradients]  # the optimizer will divide by it
-        if replicas > 1:
-            gradients = [g / replicas for g in gradients]  # the optimizer will sum over them
-        self.optimizer.apply(gradients, self.model.trainable_variables)
-        return measured
+        with tf.name_scope("update"):
+            measured = {"optimizer/learning_rate": self.optimizer.learning_rate}
+            replicas = self.strategy.num_replicas_in_sync
+            if self.share is not None:
+                # A replica without an example has a share of 0 and gradients of 0 / 0.
+                weighted = [tf.math.multiply_no_nan(g, self.share) for g in gradients]
+                context = tf.distribute.get_replica_context()
+                gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, weighted)
+            norm = tf.linalg.global_norm(gradients)
+            measured["optimizer/gradient_norm"] = norm
+            vectors = [tf.reshape(g, [-1]) for g in gradients]
+            if self.clip_norm is not None:
+                gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm, use_norm=norm)
+            scale = self._loss_scale()
+            if scale is not None:
+                finite = tf.math.is_finite(norm)
+                measured["optimizer/gradient_norm"] = tf.where(finite, norm, 0.0)
+                vectors = [tf.where(finite, vector, 0.0) for vector in vectors]
+                measured["optimizer/loss_scale"] = tf.identity(scale)
+                gradients = [g * scale for g in gradients]  # the optimizer will divide by it
+            if replicas > 1:
+                gradients = [g / replicas for g in gradients]  # the optimizer will sum over them
+            self.optimizer.apply(gradients, self.model.trainable_variables)
+            names = [f"gradients/{name}" for name in self.weights()]
+            return measured | dict(zip(names, vectors, strict=True))
 
     def _scales_loss(self) -> bool:
         return isinstance(self.optimizer, tf.keras.optimizers.LossScaleOptimizer)

@@ -1,16 +1,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from research.data.batches import batch_indices, epoch_order, steps_per_epoch, take_batch
+from research.data.batches import (
+    batch_indices,
+    batch_of_step,
+    epoch_order,
+    steps_per_epoch,
+    take_batch,
+)
 from research.data.dataset import Split, hold_out
 from research.errors import NonFiniteError
 from research.network.mnist_cnn import MnistCNN
+from research.training.profiler import Profile
 from research.training.schedules import LearningRate
 from research.training.state import State
 from research.training.strategy import make_strategy
-from research.training.train import Report, Unreported, go_to_non_finite, train
+from research.training.train import INPUT_SECONDS, Report, Unreported, go_to_non_finite, train
 
 import numpy as np
 import pytest
@@ -22,6 +30,11 @@ Step = Callable[[State, Any, Any], dict[str, Any]]
 
 def run(state: State, step: Step, split: Split, **options: Any) -> list[Report]:
     return list(train(state, step, split, **({"epochs": 2, "batch_size": 16} | options)))
+
+
+def returned(report: Report) -> dict[str, float]:
+    """The metrics, without the time that input took."""
+    return {name: value for name, value in report.metrics.items() if name != INPUT_SECONDS}
 
 
 def losses(reports: list[Report]) -> Any:
@@ -115,16 +128,20 @@ def test_resumed_equals_uninterrupted(stop_at: int, step: Step) -> None:  # epoc
     whole, first = make_state(), make_state()
     expected = run(whole, step, split, **options)
     reports = run(first, step, split, until=stop_at, **options)
-    last = reports.pop()
-    # An early report, and one that was due and that nobody has dealt with, are taken along.
-    unreported = Unreported(last.history, last.seconds)
+    last = reports[-1]
+    unreported = Unreported() if last.due else Unreported(last.history, last.seconds)
+    reports = [report for report in reports if report.due]
     second = given(make_state(), first.values())
     reports += run(second, step, split, unreported=unreported, **options)
     for a, b in zip(whole.values().values(), second.values().values(), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert [(r.step, r.due, r.metrics, r.examples) for r in reports] == [
-        (r.step, r.due, r.metrics, r.examples) for r in expected
+    assert [(r.step, returned(r), r.examples) for r in reports] == [
+        (r.step, returned(r), r.examples) for r in expected
     ]
+    for found, other in zip(reports, expected, strict=True):
+        assert found.last_step.keys() == other.last_step.keys()
+        for name, value in found.last_step.items():
+            np.testing.assert_array_equal(value, other.last_step[name])
 
 
 def test_state_of_ones_own_is_among_the_variables(step: Step) -> None:
@@ -167,7 +184,9 @@ def test_reports_come_when_due_and_hold_means_over_examples(step: Step) -> None:
     last = reports[1]
     expected = np.average(last.history["loss"], weights=[16, 4])
     assert last.metrics["loss"] == pytest.approx(expected, rel=1e-6)
-    assert set(last.metrics) == {"loss", "accuracy", "learning_rate", "gradient_norm"}
+    by_step = {"loss", "accuracy", "optimizer/learning_rate", "optimizer/gradient_norm"}
+    assert set(returned(last)) == by_step
+    assert 0 < last.metrics[INPUT_SECONDS] < last.seconds
     assert all(r.seconds > 0 and r.examples_per_second > 0 for r in reports)
 
 
@@ -181,7 +200,7 @@ def test_reports_that_come_early_change_none_that_is_due(step: Step) -> None:
     assert len(asked) > len(plain)
     for reports in (asked, regular):
         due = [r for r in reports if r.due]
-        assert [(r.step, r.metrics) for r in due] == [(r.step, r.metrics) for r in plain]
+        assert [(r.step, returned(r)) for r in due] == [(r.step, returned(r)) for r in plain]
 
 
 def test_it_learns(step: Step) -> None:
@@ -201,7 +220,7 @@ def test_two_replicas_compute_what_one_does(count: int, step: Step) -> None:
     two = run(state, step, split)
     np.testing.assert_allclose(losses(one), losses(two), rtol=2e-3, atol=2e-4)
     for a, b in zip(one, two, strict=True):
-        assert a.metrics == pytest.approx(b.metrics, rel=1e-2, abs=1e-3)
+        assert returned(a) == pytest.approx(returned(b), rel=1e-2, abs=1e-3)
 
 
 def test_replicas_and_steps_draw_different_random_numbers(step: Step) -> None:
@@ -229,18 +248,18 @@ def test_float16_scales_the_loss_and_leaves_out_steps_that_overflow(
     before = state.model.get_weights()
     reports = run(state, step, make_split(64), epochs=1, batch_size=32)
     assert all(map(np.array_equal, before, state.model.get_weights()))
-    np.testing.assert_array_equal(reports[0].history["loss_scale"], [2.0**60, 2.0**59])
+    np.testing.assert_array_equal(reports[0].history["optimizer/loss_scale"], [2.0**60, 2.0**59])
     state.optimizer.dynamic_scale.assign(2.0**10)
     reports = run(state, step, make_split(64), epochs=10, batch_size=32)
     assert reports[-1].metrics["loss"] < reports[0].metrics["loss"]
-    assert 0.01 < reports[-1].metrics["gradient_norm"] < 100
+    assert 0.01 < reports[-1].metrics["optimizer/gradient_norm"] < 100
 
 
 def test_clipping_bounds_the_update(step: Step) -> None:
     clip, free = make_state(clip_norm=1e-3), make_state()
     reports = [run(state, step, make_split(16), epochs=1) for state in (clip, free)]
-    assert reports[0][0].metrics["gradient_norm"] == reports[1][0].metrics["gradient_norm"]
-    assert reports[0][0].metrics["gradient_norm"] > 1e-3
+    clipped, unclipped = (report.metrics["optimizer/gradient_norm"] for (report,) in reports)
+    assert clipped == unclipped > 1e-3
 
     # After one step Adadelta's accumulator holds 0.05 times the squared gradient it was given.
     def given(state: State) -> float:
@@ -248,13 +267,13 @@ def test_clipping_bounds_the_update(step: Step) -> None:
         return float(np.sqrt(sum(slot.sum() for slot in slots) / 0.05))
 
     assert given(clip) == pytest.approx(1e-3, rel=1e-3)
-    assert given(free) == pytest.approx(reports[1][0].metrics["gradient_norm"], rel=1e-3)
+    assert given(free) == pytest.approx(unclipped, rel=1e-3)
 
 
 def test_the_learning_rate_follows_its_schedule(step: Step) -> None:
     schedule = LearningRate(2.0, total_steps=14, decay="linear", warmup_steps=4)
     reports = run(make_state(learning_rate=schedule), step, make_split(100))
-    logged = np.concatenate([r.history["learning_rate"] for r in reports])
+    logged = np.concatenate([r.history["optimizer/learning_rate"] for r in reports])
     np.testing.assert_allclose(logged, [float(schedule(k)) for k in range(14)], rtol=1e-6)
 
 
@@ -309,8 +328,23 @@ def test_a_loss_apart_from_the_model_is_refused() -> None:
     [
         (lambda x: x, "return a dictionary"),
         (lambda x: {}, "return a dictionary"),
-        (lambda x: {"images": x}, "'images' with shape"),
         (lambda x: {3: tf.reduce_mean(x)}, "the key 3"),
+        (lambda x: {"images": x}, "no scalar"),
+        *(
+            (lambda x, bad=bad: {"loss": tf.reduce_mean(x), "odd": bad(x)}, message)
+            for bad, message in [
+                (
+                    lambda x: x[..., 0],
+                    r"'odd' with shape \(None, 28, 28\).*a scalar, images .*vector",
+                ),
+                (lambda x: tf.concat([x, x], 3), r"'odd' with shape .* 2\).*1, 3 or 4 channels"),
+                (lambda x: tf.cast(x, tf.int32), "'odd' with shape .* dtype int32"),
+                (lambda x: tf.constant("text"), "'odd' with shape .* dtype string; it must be"),
+                (lambda x: tf.cast(x, tf.complex64)[0, 0, 0, 0], "'odd' with shape .* complex64"),
+                (lambda x: None, "'odd', a NoneType; it must be a scalar, images"),
+                (tf.RaggedTensor.from_tensor, "'odd', a RaggedTensor; it must be"),
+            ]
+        ),
     ],
 )
 def test_a_step_that_returns_something_else_is_refused(
@@ -321,6 +355,93 @@ def test_a_step_that_returns_something_else_is_refused(
 
     with pytest.raises(ValueError, match=message):
         run(make_state(), step, make_split(32))
+
+
+@pytest.mark.parametrize(("compiled", "replicas"), [(True, 1), (False, 1), (True, 2)])
+def test_images_and_vectors_are_those_of_the_last_step(
+    compiled: bool, replicas: int, step: Step
+) -> None:
+    def showing(state: State, images: Any, labels: Any) -> dict[str, Any]:
+        pictures = {"bytes": tf.cast(255 * images, tf.uint8), "images": images}
+        vectors = {"classes": tf.argmax(labels, 1)}
+        return step(state, images, labels) | pictures | vectors
+
+    split, strategy = make_split(103), make_strategy("default", 16)
+    if replicas == 2:
+        strategy = make_strategy("mirrored", 16)
+    with strategy.scope():
+        state = make_state()
+    for report in train(
+        state, showing, split, epochs=1, batch_size=16, report_every=3, compiled=compiled
+    ):
+        last = {name: np.asarray(value) for name, value in report.last_step.items()}
+        images, labels = batch_of_step(0, report.step - 1, split, 16)
+        # Of two replicas the first has every second example.
+        np.testing.assert_allclose(last["images"], images.numpy()[::replicas], rtol=1e-6)
+        np.testing.assert_array_equal(last["classes"], np.argmax(labels, 1)[::replicas])
+        assert last["bytes"].dtype == np.uint8
+        assert last["gradients/conv2/kernel"].shape == (3 * 3 * 32 * 64,)
+
+
+def test_the_update_ratio_is_that_of_the_last_step(step: Step) -> None:
+    kept: list[dict[str, Any]] = []
+
+    def keeping(state: State, images: Any, labels: Any) -> dict[str, Any]:
+        kept.append({name: v.numpy() for name, v in state.weights().items()})
+        return step(state, images, labels)
+
+    state = make_state()
+    (report,) = run(state, keeping, make_split(64), epochs=1, compiled=False)
+    before, after = kept[-1], {name: v.numpy() for name, v in state.weights().items()}
+    for layer in ("conv1", "conv2", "dense1", "dense2"):
+        names = (f"{layer}/kernel", f"{layer}/bias")
+        change = sum(np.square(after[name] - before[name]).sum() for name in names)
+        weight = sum(np.square(before[name]).sum() for name in names)
+        expected = pytest.approx(np.sqrt(change / weight), rel=1e-4)
+        assert report.last_step[f"update_ratio/{layer}"] == expected
+
+
+def test_the_gradients_are_those_that_the_norm_is_of(step: Step) -> None:
+    report = run(make_state(), step, make_split(64))[-1]
+    vectors = [v for name, v in report.last_step.items() if name.startswith("gradients/")]
+    assert len(vectors) == 8
+    norm = report.history["optimizer/gradient_norm"][-1]
+    assert float(tf.linalg.global_norm(vectors)) == pytest.approx(norm, rel=1e-5)
+
+
+def test_the_graph_is_that_of_one_step_with_the_names_of_the_code(step: Step) -> None:
+    graphs: list[Any] = []
+    run(make_state(), step, make_split(64), show_graph=graphs.append)
+    (graph,) = graphs
+    names = [node.name for node in graph.node]
+    assert len(set(names)) == len(names)
+    assert {name.split("/")[0] for name in names} == {
+        *("batch", "conv1", "conv2", "pool", "dropout1", "flatten", "dense1", "dropout2", "dense2"),
+        *("categorical_crossentropy", "gradient_tape", "update", "seed", "seed_1"),
+        *("other", "variables"),
+    }
+    for node in graph.node:
+        for source in node.input:
+            assert source.removeprefix("^").split(":")[0] in names
+
+
+def test_profiling_some_steps_changes_nothing(step: Step, tmp_path: Path) -> None:
+    plain, profiled = make_state(), make_state()
+    run(plain, step, make_split(100))
+    reports = run(profiled, step, make_split(100), profile=Profile(3, 9, tmp_path))
+    assert len(list(tmp_path.rglob("*.xplane.pb"))) == 1
+    assert len(losses(reports)) == 14
+    for a, b in zip(plain.values().values(), profiled.values().values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_profile_that_is_left_in_the_middle_is_kept(step: Step, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 16, "report_every": 5}
+    profile = Profile(3, 9, tmp_path)
+    reports = train(make_state(), step, make_split(100), profile=profile, **options)
+    assert next(reports).step == 5
+    reports.close()
+    assert len(list(tmp_path.rglob("*.xplane.pb"))) == 1
 
 
 def test_every_example_reaches_the_step_once_per_epoch() -> None:

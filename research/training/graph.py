@@ -1,0 +1,43 @@
+"""The graph of one step of training, to be looked at."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import tensorflow as tf
+
+
+def with_names_of_the_code(graph: Any) -> Any:
+    """The graph of one step, its layers named as in the code.
+
+    Args:
+        graph: a ``GraphDef``.
+
+    Returns:
+        A ``GraphDef`` without its library of functions. What goes into the step stands below
+        ``variables/``, operations outside of any layer or named scope below ``other/``.
+    """
+    names = {node.name: node.name for node in graph.node}
+    # Keras adds a number to a layer's name as soon as the layer is called a second time.
+    scopes = {name.removeprefix("gradient_tape/").partition("/")[0] for name in names}
+    numbered = {scope: re.sub(r"_\d+$", "", scope) for scope in scopes}
+    for old in names:
+        first, *rest = old.removeprefix("gradient_tape/").split("/")
+        if rest and numbered[first] not in scopes:
+            names[old] = old.replace(first, numbered[first], 1)
+    operations = set(names.values())
+    for node in graph.node:
+        if node.op == "Placeholder":
+            names[node.name] = f"variables/{node.name}"
+        elif names[node.name].partition("/")[0] in operations:
+            # No scope, therefore, though constants may stand below it.
+            names[node.name] = f"other/{names[node.name]}"
+
+    drawn = tf.compat.v1.GraphDef(versions=graph.versions)
+    for node in graph.node:
+        copy = drawn.node.add()
+        copy.CopyFrom(node)
+        copy.name = names[node.name]
+        copy.input[:] = [re.sub(r"[^^:]+", lambda m: names.get(m[0], m[0]), i) for i in node.input]
+    return drawn

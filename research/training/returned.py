@@ -1,0 +1,54 @@
+"""What a step may return: scalars, images and vectors to make histograms of, each by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+KINDS = (
+    "a scalar, images [N, height, width, channels] with 1, 3 or 4 channels, or a vector [N] for "
+    "a histogram, of real numbers"
+)
+
+
+def sorted_by_kind(returned: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sorts what a step has returned into scalars, float32, and all else.
+
+    All else are images, uint8 or float32 [N, height, width, channels], and vectors, float32 [N].
+
+    Raises:
+        ValueError: if something is of no kind that can be recorded, or is not named.
+    """
+    if not isinstance(returned, dict) or not returned:
+        raise ValueError(f"the step returned {returned!r}; return a dictionary {{name: tensor}}")
+    scalars, others = {}, {}
+    for name, value in returned.items():
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"the step returned the key {name!r}; keys are strings, and not empty")
+        tensor = _checked(name, value)
+        if tensor.shape.rank == 0:
+            scalars[name] = tf.cast(tensor, tf.float32)
+        else:
+            others[name] = tensor if tensor.dtype == tf.uint8 else tf.cast(tensor, tf.float32)
+    if not scalars:
+        raise ValueError(f"the step returned no scalar, only {', '.join(others)}; return the loss")
+    return scalars, others
+
+
+def _checked(name: str, value: Any) -> Any:
+    try:
+        tensor = tf.convert_to_tensor(value)
+    except (TypeError, ValueError) as error:
+        found = f"a {type(value).__name__}"
+        raise ValueError(f"the step returned {name!r}, {found}; it must be {KINDS}") from error
+    shape, dtype = tensor.shape, tensor.dtype
+    number = dtype.is_floating or dtype.is_integer or (dtype.is_bool and shape.rank == 0)
+    images = shape.rank == 4 and shape[3] in (1, 3, 4) and (dtype.is_floating or dtype == tf.uint8)
+    if number and (shape.rank in (0, 1) or images):
+        return tensor
+    remedy = "" if shape.rank is None or not number else "; tf.reshape(..., [-1]) makes a vector"
+    raise ValueError(
+        f"the step returned {name!r} with shape {shape} and dtype {dtype.name}; it must be {KINDS}"
+        + remedy
+    )
