@@ -59,6 +59,8 @@ class Config:
     """Steps (500), seconds (60s), minutes (5m), or two of them (500,5m) between checkpoints."""
     keep_checkpoints: int = 3
     """Keep the newest so many checkpoints; with held-out examples, the best one too."""
+    profile: tuple[int, int] | None = None
+    """Profile the steps from one to another (100 120), for TensorBoard's Profile dashboard."""
     eager: bool = False
     """Run the step eagerly, for a debugger; slower."""
     data: Path | None = None
@@ -100,6 +102,10 @@ class Config:
             require("examples", examples, valid, "give a whole number of at least 1")
             left = f"--examples {examples} would leave nothing to train on; hold out fewer"
             require("holdout", self.holdout, self.holdout < examples, left)
+        if self.profile is not None:
+            shown = f"{self.profile[0]} {self.profile[1]}"
+            valid = 1 <= self.profile[0] <= self.profile[1]
+            require("profile", shown, valid, "give the first and the last step, such as 100 120")
         form = "give steps (500), seconds (60s) or minutes (5m), or two of them (500,5m)"
         require("checkpoint_every", self.checkpoint_every, self._intervals() is not None, form)
         together = "give it together with --fork"
@@ -140,7 +146,7 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 _FREE_ON_RESUME = frozenset(
     {
         *("epochs", "steps_per_call", "log_every", "checkpoint_every", "keep_checkpoints"),
-        *("eager", "data"),  # of data that are elsewhere now, the digest is compared
+        *("profile", "eager", "data"),  # of data that are elsewhere now, the digest is compared
     }
 )
 

@@ -17,9 +17,17 @@ from research.data.mnist import load_mnist
 from research.errors import InputError, NonFiniteError, StorageError
 from research.recording.run import Run, refuse_existing
 from research.recording.screen import Screen, TrainingProgress
-from research.results.evaluation import evaluate
+from research.recording.tensorboard import EMBEDDED
+from research.recording.wall_time import WallTime
+from research.results.evaluation import (
+    embed,
+    evaluate_probabilities,
+    predict_probabilities,
+    validate,
+)
 from research.results.export import export_h5
 from research.signals import StopRequest
+from research.training.profiler import Profile
 from research.training.state import State
 from research.training.strategy import make_strategy
 from research.training.train import Report, Step, train
@@ -101,11 +109,13 @@ def run(
                 early_every=config.checkpoint_interval[0],
                 report_now=lambda done: stop.is_set() or record.checkpoint_due(done),
                 unreported=start.unreported,
+                profile=config.profile and Profile(*config.profile, record.path),
+                show_graph=record.show_graph,
                 compiled=not config.eager,
             )
             if reports is not None:
                 progress = TrainingProgress(screen, config.epochs, total_steps, start.step)
-                record_training(reports, state, validation, record, progress, stop)
+                record_training(reports, state, training, validation, record, progress, stop)
             if stop.unless_stopped(finish, state, config, data, record, screen):
                 return 0
         except NonFiniteError as error:
@@ -124,32 +134,42 @@ def run(
 def record_training(
     reports: Iterator[Report],
     state: State,
+    training: Split,
     validation: Split,
     record: Run,
     progress: TrainingProgress,
     stop: StopRequest,
 ) -> None:
     """The loop: what happens between two reports on training."""
+    wall_time = WallTime()
+
+    def validate_now(step: int) -> None:
+        wall_time.switch("validation")
+        # If a signal ends it, a resumed run begins with it.
+        found = stop.unless_stopped(validate, state.model, validation, training)
+        wall_time.switch("logging")
+        if found is not None:
+            record.record_validation(step, found, validation)
+            progress.show_validation(step, found.figures)
+
     with progress:
+        if record.validation_due:
+            validate_now(int(state.step.numpy()))
+        wall_time.switch("training")
         for report in reports:
+            wall_time.switch("logging")
             progress.show(report)
-            found, recorded = None, report.due
+            if report.due:
+                record.record_training(report, state, training, wall_time)
             if report.epoch_ended:
-                # If a signal ends it, a resumed run begins with this validation.
-                found = stop.unless_stopped(evaluate, state.model, validation)
-                recorded = found is not None
-            if recorded:
-                speed = {"examples_per_second": report.examples_per_second}
-                record.record("train", report.step, report.metrics | speed)
-            if found is not None:
-                figures = {"loss": found.loss, "accuracy": found.accuracy}
-                record.record("validation", report.step, figures)
-                progress.show_validation(report.epoch, figures)
+                validate_now(report.step)
+            wall_time.switch("checkpointing")
             stopping = stop.is_set()  # asked once: it may be set between two lines
             if stopping or record.checkpoint_due(report.step):
-                record.checkpoint(state, None if recorded else report)
+                record.checkpoint(state, None if report.due else report)
             if stopping:
                 return
+            wall_time.switch("training")
         record.checkpoint(state)
 
 
@@ -173,14 +193,17 @@ def finish(state: State, config: Config, data: Dataset, record: Run, screen: Scr
     """Saves mnist.h5 and evaluates it on the test set."""
     screen.say("Training finished successfully.")
     h5 = record.path / "mnist.h5"
-    saved = export_h5(state.model, h5, data.test.images[:1000], config.learning_rate)
-    test = evaluate(saved, data.test)
-    record.write_evaluation(test, data=data.source, steps=int(state.step.numpy()))
+    images, labels = data.test.images, data.test.labels
+    saved = export_h5(state.model, h5, images[:1000], config.learning_rate)
+    probabilities = predict_probabilities(saved, images)
+    test = evaluate_probabilities(probabilities, labels)
+    embedding = embed(saved, images[:EMBEDDED])
+    record.finish(int(state.step.numpy()), test, probabilities, embedding, data)
     low, high = test.accuracy_interval
     screen.say(f"Test loss: {test.loss:.4f}")
     screen.say(f"Test accuracy: {test.accuracy:.4f} (95% interval {low:.4f} to {high:.4f})")
     screen.say(f"Saved model: {h5}")
     screen.say(f"Look closer: python -m research evaluate {shlex.quote(str(record.path))}")
-    folder = "runs" if config.run_dir is None else shlex.quote(str(record.path))
-    screen.say(f"Watch metrics: tensorboard --logdir {folder}")
+    which = "" if config.run_dir is None else f" {shlex.quote(str(record.path))}"
+    screen.say(f"Watch metrics: python -m research board{which}")
     return True

@@ -33,7 +33,7 @@ def test_the_screen_shows_what_the_seed_prints_and_nothing_else(finished_run: Pa
         r"Test loss: \d\.\d{4}",
         r"Test accuracy: \d\.\d{4} \(95% interval \d\.\d{4} to \d\.\d{4}\)",
         r"Saved model: runs/mnist_cnn/\d{8}-\d{6}-0/mnist\.h5",
-        r"Watch metrics: tensorboard --logdir runs",
+        r"Watch metrics: python -m research board",
     ):
         assert re.search(rf"^{line}$", stdout, re.MULTILINE), line
     log = (finished_run / "log.txt").read_text()

@@ -51,18 +51,24 @@ class MetricsFile:
         self._file.close()
 
 
-def cut_metrics(source: Path, run: Path, last_step: int) -> None:
+def cut_metrics(source: Path, run: Path, last_step: int) -> bool:
     """Gives a run the lines of a run, perhaps its own, up to and including those of a step.
 
     A line that a crash has left incomplete is dropped.
+
+    Returns:
+        Whether there is a validation of that very step among them.
     """
-    kept, path = [], source / NAME
+    kept, path, validated = [], source / NAME, False
     with storage_errors(run / NAME):
         for line in path.read_bytes().splitlines() if path.exists() else []:
             try:
-                if json.loads(line)["step"] <= last_step:
+                values = json.loads(line)
+                if values["step"] <= last_step:
                     kept.append(line + b"\n")
+                    validated = (values["step"], values["split"]) == (last_step, "validation")
             except (ValueError, TypeError, KeyError, RecursionError):
                 continue
         with replaced_atomically(run / NAME) as partial:
             partial.write_bytes(b"".join(kept))
+    return validated

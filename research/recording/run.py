@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import itertools
 import json
@@ -20,7 +23,7 @@ from typing import Any
 from research.config import Config, config_as_json, decisive_options
 from research.data.batches import batch_of_step
 from research.data.dataset import Dataset, Split
-from research.errors import InputError
+from research.errors import InputError, StorageError
 from research.files import (
     read_json,
     remove_partial_files,
@@ -44,19 +47,34 @@ from research.recording.environment import (
     uncommitted_changes,
 )
 from research.recording.metrics import MetricsFile, cut_metrics
-from research.recording.tensorboard import TensorBoardWriter, cut_events
+from research.recording.tensorboard import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    TensorBoardWriter,
+    cut_events,
+)
+from research.recording.wall_time import WallTime
+from research.results.evaluation import Evaluation, Validation
 from research.training.state import State
-from research.training.train import Report, Step, Unreported, go_to_non_finite
+from research.training.train import INPUT_SECONDS, Report, Step, Unreported, go_to_non_finite
 
 import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+Array = npt.NDArray[Any]
+
+# How much of what is not committed TensorBoard shows, in bytes.
+MOST_SHOWN = 20_000
 
 
 class Run:
     """The directory of a run, which belongs to this process until it is closed.
 
     It holds ``config.json``, ``environment.json``, ``command.txt``, ``uncommitted.diff``, a copy
-    of the experiment's file, ``metrics.jsonl``, TensorBoard's event files in ``train/`` and
-    ``validation/``, ``log.txt``, ``checkpoints/``, and at the end ``mnist.h5``,
+    of the experiment's file, ``metrics.jsonl``, TensorBoard's event files, here and in ``train/``,
+    ``validation/`` and ``test/``, ``log.txt``, ``checkpoints/``, and at the end ``mnist.h5``,
     ``mnist.h5.sha256`` and ``evaluation.json``. With them a run can be understood, continued
     and repeated.
 
@@ -120,17 +138,20 @@ class Run:
             if self._config.resume is None:
                 shutil.rmtree(self.path, ignore_errors=True)  # nothing has come of it
             raise
+        forked = source != self.path
         with storage_errors(self.path):
-            self._describe_resumed(at.step, forked=source != self.path)
-            if source != self.path:
-                # What an attempt that was killed has taken over already.
-                for path in self.path.glob("*/events.out.tfevents.*"):
-                    path.unlink()
-        cut_metrics(source, self.path, at.recorded)
+            self._describe_resumed(at.step, forked)
+            # A test belongs to the end; and a fork that was killed has taken over things already.
+            for split in (TRAIN, VALIDATION, TEST) if forked else (TEST,):
+                shutil.rmtree(self.path / split, ignore_errors=True)
+        validated = cut_metrics(source, self.path, at.recorded)
         cut_events(source, self.path, at.recorded)
+        at_end_of_epoch = at.step > 0 and at.step % (total_steps // self._config.epochs) == 0
+        self.validation_due = at_end_of_epoch and not at.unreported and not validated
         self._metrics = MetricsFile(self.path)
-        if source != self.path:
-            self._tensorboard.text("train", at.recorded, "lineage", f"{source}, step {at.step}")
+        lineage = f"`{source}`, step {at.step}" if forked else None
+        self._tensorboard.describe(self._options(), self._texts(state, lineage))
+        if forked:
             self._say(f"Forked from {source} after step {at.step}")
         elif self._config.resume is not None:
             self._say(f"Resuming {self.path} after step {at.step}")
@@ -142,24 +163,52 @@ class Run:
         self._saved_step, self._saved_time = at.step, time.monotonic()
         return at
 
-    def record(self, split: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes what was measured to metrics.jsonl and to TensorBoard.
+    def show_graph(self, graph: Any) -> None:
+        """Writes the graph of the training step, a ``GraphDef``, for TensorBoard."""
+        self._tensorboard.graph(graph)
+
+    def record_training(
+        self, report: Report, state: State, split: Split, wall_time: WallTime
+    ) -> None:
+        """Records a report that was due, and after an epoch, and the first time, pictures.
 
         Args:
-            split: ``"train"`` or ``"validation"``.
-            step: number of steps done.
-            metrics: finite values by name.
+            report, state: from training on ``split``.
+            split: what is trained on.
+            wall_time: what the time since the last report went into.
         """
+        metrics = dict(report.metrics)
+        steps = len(report.history[INPUT_SECONDS])
+        shares = wall_time.split(metrics.pop(INPUT_SECONDS) * steps)
+        speed = {"speed/examples_per_second": report.examples_per_second}
+        ratios = {k: v for k, v in report.last_step.items() if isinstance(v, float)}
+        self._record(TRAIN, report.step, metrics | speed | ratios | shares)
+        if report.epoch_ended or report.step == steps:
+            batch = functools.partial(
+                batch_of_step, state.seed, report.step - 1, split, self._config.batch_size
+            )
+            returned = {k: v for k, v in report.last_step.items() if k not in ratios}
+            weights = {k: tf.convert_to_tensor(v.value) for k, v in state.weights().items()}
+            self._tensorboard.training(report.step, weights, returned, batch)
+
+    def record_validation(self, step: int, found: Validation, split: Split) -> None:
+        """Records a validation on a split, after so many steps."""
+        figures = found.figures
+        self._record(VALIDATION, step, figures)
+        self._tensorboard.evaluation(VALIDATION, step, found.evaluation, found.probabilities, split)
+        self.validation_due = False
+        # Nothing may be selected on the test set: without held-out examples there is no best.
+        if self._config.holdout:
+            best = {"step": step} | {name: figures[name] for name in ("accuracy", "loss")}
+            if self._best is None or _rank(best) > _rank(self._best):
+                self._best, self._best_saved = best, False
+
+    def _record(self, split: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes finite values by name to metrics.jsonl and to TensorBoard."""
         assert self._metrics is not None, "restore a state first"
         seconds = round(time.monotonic() - self._began, 3)
         self._metrics.write({"split": split, "step": step, "seconds": seconds, **metrics})
         self._tensorboard.scalars(split, step, metrics)
-        # Nothing may be selected on the test set: without held-out examples there is no best.
-        if split == "validation" and self._config.holdout:
-            figures = ("accuracy", "loss")
-            found = {"step": step} | {name: metrics[name] for name in figures}
-            if self._best is None or _rank(found) > _rank(self._best):
-                self._best, self._best_saved = found, False
 
     def checkpoint_due(self, step: int) -> bool:
         """Whether it is time for a checkpoint, or the last validation was the best so far.
@@ -248,9 +297,26 @@ class Run:
             write_json(partial / "bundle.json", about)
         return folder
 
-    def write_evaluation(self, evaluation: Any, **facts: Any) -> None:
-        """Writes an evaluation, and facts to go with it, to evaluation.json."""
-        write_json(self.path / "evaluation.json", facts | dataclasses.asdict(evaluation))
+    def finish(
+        self, step: int, test: Evaluation, probabilities: Array, embedding: Array, data: Dataset
+    ) -> None:
+        """Records the evaluation of the finished model on the test set.
+
+        Args:
+            step: number of steps done.
+            test: what ``probabilities`` [N, 10] amount to.
+            probabilities: the model's, on all of the test set.
+            embedding: [M, units], what goes into its last layer for the first M test examples.
+            data: the test set is part of it.
+        """
+        board = self._tensorboard
+        board.scalars(TEST, step, test.figures)
+        board.evaluation(TEST, step, test, probabilities, data.test)
+        board.embedding(embedding, probabilities, data.test)
+        board.ended("success")
+        board.sync()
+        facts = {"data": data.source, "steps": step}
+        write_json(self.path / "evaluation.json", facts | dataclasses.asdict(test))
 
     def finished_accuracy(self, total_steps: int) -> float | None:
         """The test accuracy of a run that has already done so many steps and saved its model."""
@@ -268,6 +334,8 @@ class Run:
     def __exit__(self, *error: object) -> None:
         if self._metrics is not None:
             self._metrics.close()
+        with contextlib.suppress(StorageError):
+            self._tensorboard.ended("failure" if any(error) else "unknown")
         self._tensorboard.close()
         os.close(self._lock)
 
@@ -323,6 +391,33 @@ class Run:
         if forked:
             self._config = dataclasses.replace(self._config, at_step=step)
         self._write_config()
+
+    def _options(self) -> dict[str, Any]:
+        """What may make a difference between this run's results and others', for TensorBoard."""
+        config = self._config
+        options = {
+            "experiment": self._experiment.stem,
+            "epochs": config.epochs,
+            "data": config.data,
+        }
+        return options | decisive_options(config)
+
+    def _texts(self, state: State, lineage: str | None) -> dict[str, str]:
+        """What the run is, in Markdown, for TensorBoard."""
+        environment = dict(self._environment)
+        git, patch = environment.pop("git"), self._uncommitted[:MOST_SHOWN]
+        rows = [f"| `{k}` | `{v}` |" for k, v in config_as_json(self._config).items()]
+        summary: list[str] = []
+        state.model.summary(print_fn=lambda line, **_: summary.append(line), line_length=80)
+        texts = {
+            "experiment": ast.get_docstring(ast.parse(self._experiment.read_bytes())) or "",
+            "configuration": "\n".join(["| option | value |", "| --- | --- |", *rows]),
+            "command": _block((self.path / "command.txt").read_text()),
+            "environment": _block(json.dumps(environment, indent=2)),
+            "git": f"commit {git['commit']}\n\n" + _block(patch.decode(errors="replace")),
+            "model": _block("\n".join(summary)),
+        }
+        return texts if lineage is None else texts | {"lineage": lineage}
 
     @property
     def _identity(self) -> str:
@@ -394,6 +489,11 @@ class Run:
             for name, value in zip(built, at.variables.values(), strict=True)
         )
         return dataclasses.replace(at, run=self._identity, variables=state.values(), best=None)
+
+
+def _block(text: str) -> str:
+    """Text as it stands, in Markdown."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def _rank(figures: Mapping[str, float]) -> tuple[float, float]:

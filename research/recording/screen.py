@@ -78,6 +78,7 @@ class TrainingProgress:
     def __init__(self, screen: Screen, epochs: int, steps: int, done: int = 0) -> None:
         self._screen = screen
         self._epochs = epochs
+        self._steps = steps
         self._last_line = time.monotonic()
         bar = [BarColumn()] if screen.console.width >= 110 else []
         self._live = Progress(
@@ -104,9 +105,10 @@ class TrainingProgress:
             self._last_line = time.monotonic()
             self._screen.say(line)
 
-    def show_validation(self, epoch: int, figures: Mapping[str, float]) -> None:
-        """Prints a line that stays, with the figures measured after an epoch."""
-        values = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+    def show_validation(self, step: int, figures: Mapping[str, float]) -> None:
+        """Prints a line that stays, with the figures measured after an epoch, at that step."""
+        epoch = step * self._epochs // self._steps
+        values = "  ".join(f"{name} {figures[name]:.4f}" for name in ("loss", "accuracy"))
         self._screen.say(f"epoch {epoch}/{self._epochs}  validation  {values}")
 
     def __enter__(self) -> TrainingProgress:

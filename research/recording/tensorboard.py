@@ -2,82 +2,325 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import struct
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from research.data.dataset import NUM_CLASSES, Split
 from research.files import replaced_atomically, storage_errors, sync
+from research.recording import figures
+from research.results.evaluation import Evaluation, calibration_bins
 
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
+from google.protobuf import text_format
+from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import summary as custom_scalar
+from tensorboard.plugins.histogram import metadata as histogram_metadata
+from tensorboard.plugins.hparams import api_pb2
+from tensorboard.plugins.hparams import summary as hparams
+from tensorboard.plugins.image import metadata as image_metadata
+from tensorboard.plugins.pr_curve import summary as pr_curve
+from tensorboard.plugins.projector import ProjectorConfig
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+from tensorboard.plugins.text.summary_v2 import text_pb
+from tensorboard.util.tensor_util import make_tensor_proto
+
+Array = npt.NDArray[Any]
+Status = Literal["success", "failure", "unknown"]
 
 # A writer hands on what it has after so long, and when it is flushed.
 FLUSH_MILLISECONDS = 5000
+# The folders of a run, each with one writer. The first is the run itself.
+RUN, TRAIN, VALIDATION, TEST = "", "train", "validation", "test"
+# What is shown of many images: 32 of a batch, 2,000 in the projector.
+SHOWN, EMBEDDED = 32, 2000
+HISTOGRAM_BUCKETS = 50
+PR_THRESHOLDS = 101
+
+# What the Custom Scalars dashboard opens on: category, chart, tags.
+LAYOUT = {
+    "Training against validation": {"loss": ["loss"], "accuracy": ["accuracy"]},
+    "Generalization": {
+        "generalization gap": ["quality/generalization_gap"],
+        "calibration error": ["quality/calibration_error"],
+    },
+    "Speed": {"examples per second": ["speed/examples_per_second"], "wall time": ["time/.*"]},
+    "Updates": {
+        "update to weight": ["update_ratio/.*"],
+        "gradient norm": ["optimizer/gradient_norm"],
+        "learning rate": ["optimizer/learning_rate"],
+    },
+}
 
 
 class TensorBoardWriter:
-    """Writes scalars into one sub-folder for each split.
+    """Turns what a run knows into TensorBoard's dashboards.
 
-    The same quantity has the same tag in each, so that TensorBoard lays training and validation
-    over one another. Events are on the disk within five seconds.
+    The same quantity has the same tag in ``train/``, ``validation/`` and ``test/``, so that
+    TensorBoard lays them over one another; what describes the run is written into its own
+    directory. Events are on the disk within five seconds. Whatever has to be drawn or counted
+    is done on another thread, in the order in which it was asked for.
 
     Args:
-        folder: the run directory; ``train/`` and ``validation/`` are created in it when first
-            written to.
+        folder: the run directory; its folders are created when first written to.
 
     Raises:
-        StorageError: by its methods, if there is no room. What a writer is given after that is
+        StorageError: by its methods, if there is no room; where that is found out on the other
+            thread, by the next method that is called. What a writer is given after that is
             lost; open a new one.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._writers: dict[str, Any] = {}
+        self._opening = threading.Lock()
+        self._worker = ThreadPoolExecutor(1, "tensorboard")
+        self._pending: list[Future[None]] = []
+        self._described = False
+
+    def describe(self, options: Mapping[str, Any], texts: Mapping[str, str]) -> None:
+        """Writes what the run is, in the place of what was there of it.
+
+        Args:
+            options: by name, for the HParams dashboard; None is left out there.
+            texts: Markdown by name, for the Text dashboard.
+        """
+        for path in _files(self._folder):
+            path.unlink()
+        known = {
+            name: value if isinstance(value, bool | int | float) else _words(value)
+            for name, value in options.items()
+            if value is not None
+        }
+        summaries = [hparams.session_start_pb(known), custom_scalar.pb(_layout())]
+        summaries += [text_pb(f"about/{name}", text) for name, text in texts.items()]
+        self._write(RUN, 0, *summaries)
+        self._described = True
+
+    def graph(self, graph: Any) -> None:
+        """Writes a ``GraphDef``, for the Graphs dashboard."""
+        with self._errors(RUN), self._writer(RUN).as_default():
+            tf.summary.graph(graph)
+
+    def ended(self, status: Status) -> None:
+        """Writes how the run ended, for the HParams dashboard; without it, it is running."""
+        if self._described:
+            number = api_pb2.Status.Value(f"STATUS_{status.upper()}")
+            self._write(RUN, 0, hparams.session_end_pb(number))
+            self._described = False
 
     def scalars(self, split: str, step: int, values: Mapping[str, float]) -> None:
         """Writes each value under its name, at a step."""
-        failure = storage_errors(self._folder / split, tf.errors.OpError)
-        with failure, self._writer(split).as_default(step=step):
-            for name, value in values.items():
-                tf.summary.scalar(name, value)
+        self._write(split, step, *(scalar_pb(name, value) for name, value in values.items()))
 
-    def text(self, split: str, step: int, name: str, markdown: str) -> None:
-        """Writes a text, at a step."""
-        failure = storage_errors(self._folder / split, tf.errors.OpError)
-        with failure, self._writer(split).as_default(step=step):
-            tf.summary.text(name, markdown)
+    def training(
+        self,
+        step: int,
+        weights: Mapping[str, Any],
+        returned: Mapping[str, Any],
+        batch: Callable[[], tuple[Array, Array]],
+    ) -> None:
+        """Writes what a step was given, what it returned beside scalars, and what it left.
+
+        Args:
+            step: number of steps done.
+            weights: by name; of the first convolution the filters are drawn.
+            returned: images and vectors, see ``research.training.train.train``.
+            batch: gives the step's images, float32 [B, 28, 28, 1], and labels, one-hot [B, 10].
+        """
+        self._later(self._training, step, weights, returned, batch)
+
+    def evaluation(
+        self, split: str, step: int, found: Evaluation, probabilities: Array, data: Split
+    ) -> None:
+        """Draws the confusion matrix, the reliability diagram, PR curves and the worst mistakes.
+
+        Args:
+            split: the folder.
+            step: number of steps done.
+            found: what ``probabilities`` [N, 10] amount to.
+            probabilities: the model's, on all of ``data``.
+            data: what was evaluated on.
+        """
+        self._later(self._evaluation, split, step, found, probabilities, data)
+
+    def embedding(self, vectors: Array, probabilities: Array, data: Split) -> None:
+        """Writes the Projector's files, into ``test/``.
+
+        Args:
+            vectors: float32 [N, units], what the network makes of the first N of ``data``.
+            probabilities: [N, 10], what it predicts for them.
+            data: at least N examples.
+        """
+        folder, count = self._folder / TEST, len(vectors)
+        config = ProjectorConfig()
+        told = config.embeddings.add(
+            tensor_name="penultimate layer",
+            tensor_path="embedding.bytes",
+            tensor_shape=vectors.shape,
+            metadata_path="labels.tsv",
+        )
+        told.sprite.image_path = "digits.png"
+        told.sprite.single_image_dim.extend(data.images.shape[1:3])
+        rows = ["label\tpredicted"]
+        rows += [f"{a}\t{b}" for a, b in zip(data.labels, probabilities.argmax(1), strict=False)]
+        side = -(-(count**0.5) // 1)
+        with storage_errors(folder):
+            folder.mkdir(exist_ok=True)
+            vectors.astype("<f4").tofile(folder / "embedding.bytes")
+            (folder / "labels.tsv").write_text("\n".join(rows[: count + 1]) + "\n")
+            _sprite(data.images[:count, ..., 0], int(side)).save(folder / "digits.png")
+            (folder / "projector_config.pbtxt").write_text(text_format.MessageToString(config))
 
     def sync(self) -> None:
         """Has everything so far survive a crash of the machine."""
+        self._wait()
         for split, writer in self._writers.items():
-            with storage_errors(self._folder / split, tf.errors.OpError):
+            with self._errors(split):
                 writer.flush()
-                for path in (self._folder / split).glob("events.out.tfevents.*"):
+                for path in _files(self._folder / split):
                     sync(path)
 
     def close(self) -> None:
         """Closes the event files; what can't be written any more is lost."""
+        self._worker.shutdown()
         for writer in self._writers.values():
             try:
                 writer.close()
             except tf.errors.OpError:
                 continue
 
+    def _training(
+        self,
+        step: int,
+        weights: Mapping[str, Any],
+        returned: Mapping[str, Any],
+        batch: Callable[[], tuple[Array, Array]],
+    ) -> None:
+        values = {name: np.asarray(value) for name, value in weights.items()}
+        images, labels = batch()
+        captions = [str(label) for label in np.argmax(labels[:SHOWN], 1)]
+        summaries = [_image("figures/batch", figures.gallery(np.asarray(images[:SHOWN]), captions))]
+        kernels = {name: value for name, value in values.items() if value.ndim == 4}
+        for name, kernel in list(kernels.items())[:1]:
+            layer = name.rpartition("/")[0] or name
+            summaries.append(_image(f"figures/filters_{layer}", figures.filters(kernel)))
+        for name, value in returned.items():
+            if value.shape.rank == 4:
+                summaries.append(_image(name, figures.gallery(np.asarray(value[:SHOWN]))))
+            else:
+                summaries.append(_histogram(name, np.asarray(value)))
+        summaries += [_histogram(f"weights/{name}", value) for name, value in values.items()]
+        self._write(TRAIN, step, *summaries)
+
+    def _evaluation(
+        self, split: str, step: int, found: Evaluation, probabilities: Array, data: Split
+    ) -> None:
+        bins = calibration_bins(
+            probabilities.max(1).astype(np.float64), probabilities.argmax(1) == data.labels
+        )
+        reliability = figures.reliability(bins, found.calibration_error)
+        summaries = [
+            _image("figures/confusion", figures.confusion(found.confusion)),
+            _image("figures/reliability", reliability),
+            _image("figures/mistakes", figures.mistakes(found.most_wrong, data.images)),
+        ]
+        for digit in range(NUM_CLASSES):
+            of_digit = np.clip(probabilities[:, digit], 0, 1)  # a softmax may round to 1 + 1e-7
+            curve = pr_curve.pb(f"digits/{digit}", data.labels == digit, of_digit, PR_THRESHOLDS)
+            summaries.append(curve)
+        self._write(split, step, *summaries)
+
+    def _later(self, function: Callable[..., None], *arguments: Any) -> None:
+        self._pending = [future for future in self._pending if not _done(future)]
+        self._pending.append(self._worker.submit(function, *arguments))
+
+    def _wait(self) -> None:
+        while self._pending:
+            self._pending.pop(0).result()
+
+    def _write(self, split: str, step: int, *summaries: Any) -> None:
+        """Writes summaries as one event."""
+        merged = Summary()
+        for summary in summaries:
+            merged.MergeFromString(summary.SerializeToString())
+        with self._errors(split), self._writer(split).as_default():
+            tf.summary.experimental.write_raw_pb(merged.SerializeToString(), step=step)
+
+    def _errors(self, split: str) -> Any:
+        return storage_errors(self._folder / split, tf.errors.OpError)
+
     def _writer(self, split: str) -> Any:
-        if split not in self._writers:
-            self._writers[split] = tf.summary.create_file_writer(
-                str(self._folder / split), flush_millis=FLUSH_MILLISECONDS
-            )
-        return self._writers[split]
+        with self._opening:  # both threads write, and a folder has one writer
+            if split not in self._writers:
+                self._writers[split] = tf.summary.create_file_writer(
+                    str(self._folder / split), flush_millis=FLUSH_MILLISECONDS
+                )
+            return self._writers[split]
+
+
+def _done(future: Future[None]) -> bool:
+    """Whether it is done; raises what it has raised."""
+    return future.done() and future.result() is None
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _layout() -> Any:
+    layout = layout_pb2.Layout()
+    for category, charts in LAYOUT.items():
+        added = layout.category.add(title=category)
+        for title, tags in charts.items():
+            added.chart.add(title=title).multiline.tag.extend(f"^{tag}$" for tag in tags)
+    return layout
+
+
+def _image(tag: str, png: bytes) -> Any:
+    size = struct.unpack(">II", png[16:24])  # width and height stand in a PNG's first chunk
+    strings = [*(str(side).encode() for side in size), png]
+    metadata = image_metadata.create_summary_metadata(None, None, converted_to_tensor=True)
+    tensor = make_tensor_proto(strings, dtype=np.object_, shape=[len(strings)])
+    return Summary(value=[Summary.Value(tag=tag, metadata=metadata, tensor=tensor)])
+
+
+def _histogram(tag: str, values: Array) -> Any:
+    """Counts in buckets of equal width: [buckets, 3], left edge, right edge, count."""
+    finite = values[np.isfinite(values)]
+    buckets = np.zeros([HISTOGRAM_BUCKETS, 3])
+    if finite.size:
+        counts, edges = np.histogram(finite, HISTOGRAM_BUCKETS)
+        buckets = np.stack([edges[:-1], edges[1:], counts], 1)
+    metadata = histogram_metadata.create_summary_metadata(None, None)
+    tensor = make_tensor_proto(buckets, dtype=np.float64)
+    return Summary(value=[Summary.Value(tag=tag, metadata=metadata, tensor=tensor)])
+
+
+def _sprite(images: Array, side: int) -> Image.Image:
+    """Images uint8 [N, height, width] in one, ``side`` in a row."""
+    height, width = images.shape[1:]
+    tiles = np.zeros([side * side, height, width], np.uint8)
+    tiles[: len(images)] = images
+    rows = tiles.reshape(side, side, height, width).swapaxes(1, 2)
+    return Image.fromarray(rows.reshape(side * height, side * width))
 
 
 def cut_events(source: Path, run: Path, last_step: int) -> None:
-    """Gives a run the events of a run, perhaps its own, up to and including those of a step.
+    """Gives a run the training and validation of a run, perhaps its own, up to and with a step.
 
     TensorBoard has no way to take back what a file says: a resumed run would show twice the
     steps that it repeats. So the files are rewritten, each at one stroke.
     """
-    for path in sorted(source.glob("*/events.out.tfevents.*")):
+    for path in sorted(path for split in (TRAIN, VALIDATION) for path in _files(source / split)):
         target = run / path.relative_to(source)
         with storage_errors(target, tf.errors.OpError):
             target.parent.mkdir(exist_ok=True)
@@ -87,6 +330,10 @@ def cut_events(source: Path, run: Path, last_step: int) -> None:
                     if not event.HasField("summary") or event.step <= last_step:
                         file.write(record)
                 file.flush()
+
+
+def _files(folder: Path) -> list[Path]:
+    return list(folder.glob("events.out.tfevents.*"))
 
 
 def _records(path: Path) -> Iterator[bytes]:

@@ -53,6 +53,15 @@ class Evaluation:
     calibration_error: float
     most_wrong: list[Mistake]
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """What is drawn over the course of training, by TensorBoard's tags."""
+        return {
+            "loss": self.loss,
+            "accuracy": self.accuracy,
+            "quality/calibration_error": self.calibration_error,
+        }
+
 
 def evaluate(model: Any, split: Split) -> Evaluation:
     """Evaluates a model on all examples of a split.
@@ -62,6 +71,41 @@ def evaluate(model: Any, split: Split) -> Evaluation:
         split: at least one example.
     """
     return evaluate_probabilities(predict_probabilities(model, split.images), split.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """How a model does on examples that it is not trained on, and on some that it is.
+
+    Attributes:
+        evaluation: on all of the validation split.
+        probabilities: [N, 10], the model's there.
+        loss_on_training: mean categorical cross-entropy in nats, without dropout, on the first
+            of the training examples.
+    """
+
+    evaluation: Evaluation
+    probabilities: npt.NDArray[np.float32]
+    loss_on_training: float
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What is drawn over the course of training, by TensorBoard's tags."""
+        gap = self.evaluation.loss - self.loss_on_training
+        return self.evaluation.figures | {"quality/generalization_gap": gap}
+
+
+def validate(model: Any, validation: Split, training: Split) -> Validation:
+    """Evaluates a model on all of a split, and on the first 2,000 examples of another.
+
+    Args:
+        model: see ``evaluate``.
+        validation: what it is not trained on.
+        training: what it is trained on.
+    """
+    probabilities = predict_probabilities(model, validation.images)
+    found = evaluate_probabilities(probabilities, validation.labels)
+    return Validation(found, probabilities, evaluate(model, training.first(2000)).loss)
 
 
 def predict_probabilities(
@@ -74,12 +118,25 @@ def predict_probabilities(
     Raises:
         NonFiniteError: if the model answers with NaN, as one with such weights does.
     """
-    forward = _compiled(model)
-    batches = [forward(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
-    probabilities = np.concatenate([batch.numpy() for batch in batches])
+    probabilities = _in_batches(_compiled(model), images, batch_size)
     if not np.isfinite(probabilities).all():
         raise NonFiniteError("the model's probabilities became nan: its training has diverged")
     return probabilities
+
+
+def embed(
+    model: tf.keras.Sequential, images: npt.NDArray[np.uint8], batch_size: int = 500
+) -> npt.NDArray[np.float32]:
+    """What goes into the model's last layer, float32 [N, units]; see ``predict_probabilities``."""
+    penultimate = tf.keras.Model(model.inputs, model.layers[-1].input)
+    return _in_batches(_compiled(penultimate), images, batch_size)
+
+
+def _in_batches(
+    forward: Any, images: npt.NDArray[np.uint8], batch_size: int
+) -> npt.NDArray[np.float32]:
+    batches = [forward(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
+    return np.concatenate([batch.numpy() for batch in batches])
 
 
 # A model is evaluated after every epoch, and should be traced for it once.
@@ -121,7 +178,7 @@ def evaluate_probabilities(
         recall=(hits / np.maximum(confusion.sum(1), 1)).tolist(),
         support=confusion.sum(1).tolist(),
         confusion=confusion.tolist(),
-        calibration_error=calibration_error(confidence, correct),
+        calibration_error=calibration_error(calibration_bins(confidence, correct)),
         most_wrong=[
             Mistake(int(i), int(labels[i]), int(predicted[i]), float(confidence[i])) for i in wrong
         ],
@@ -137,19 +194,42 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
     return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
 
 
-def calibration_error(
+@dataclasses.dataclass(frozen=True)
+class CalibrationBins:
+    """Examples sorted by confidence into bins of equal width, from 0 to 1.
+
+    Attributes:
+        count: [bins], number of examples.
+        confidence: [bins], their mean confidence; 0 where there are none.
+        accuracy: [bins], fraction of them classified correctly; 0 where there are none.
+    """
+
+    count: npt.NDArray[np.int64]
+    confidence: npt.NDArray[np.float64]
+    accuracy: npt.NDArray[np.float64]
+
+
+def calibration_bins(
     confidence: npt.NDArray[np.float64], correct: npt.NDArray[np.bool_], bins: int = 15
-) -> float:
-    """Expected calibration error (Guo et al., "On Calibration of Modern Neural Networks", 2017).
+) -> CalibrationBins:
+    """Sorts examples by confidence.
 
     Args:
         confidence: [N], the probability of the predicted class, 0 to 1.
         correct: [N], whether the prediction was right.
-        bins: number of bins of equal width that confidences are sorted into.
-
-    Returns:
-        The mean over the examples of the gap between a bin's accuracy and its confidence.
+        bins: number of bins.
     """
     which = np.minimum((confidence * bins).astype(int), bins - 1)
-    gap = np.bincount(which, weights=correct - confidence, minlength=bins)
-    return float(np.abs(gap).sum() / len(confidence))
+    count = np.bincount(which, minlength=bins)
+    sums = [np.bincount(which, weights=w, minlength=bins) for w in (confidence, correct)]
+    return CalibrationBins(count, *(total / np.maximum(count, 1) for total in sums))
+
+
+def calibration_error(bins: CalibrationBins) -> float:
+    """Expected calibration error (Guo et al., "On Calibration of Modern Neural Networks", 2017).
+
+    Returns:
+        The mean over the examples of the gap between a bin's accuracy and its confidence, 0 to 1.
+    """
+    gap = np.abs(bins.accuracy - bins.confidence)
+    return float(np.average(gap, weights=bins.count))

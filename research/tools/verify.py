@@ -29,7 +29,7 @@ from research.errors import one_line
 from research.recording.checkpoints import checkpoint_paths, step_of
 from research.recording.screen import Screen
 from research.tools.load_experiment import EXPERIMENTS, load_experiment
-from research.training.train import Unreported, train
+from research.training.train import INPUT_SECONDS, Unreported, train
 
 import numpy as np
 import numpy.typing as npt
@@ -170,7 +170,7 @@ def _in_process(experiment: Path, split: Split) -> Iterator[Check]:
 
     eager = Trial(experiment, split)
     eager.train(3, compiled=False)
-    pairs = [(history[name][:3], row) for name, row in eager.history.items()]
+    pairs = [(history[k][:3], row) for k, row in eager.history.items() if k != INPUT_SECONDS]
     same = all(np.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in pairs)
     found = (
         "Python's or NumPy's random numbers, or other Python values, are frozen when the step is "
@@ -384,13 +384,17 @@ def left_by(run: Path) -> dict[str, Any]:
     with safe_open(newest, "numpy") as file:
         about = json.loads(file.metadata()["about"])
         digests = [about["sha256"][name] for name in about["variables"]]
-    timing = ("seconds", "examples_per_second")
+    timing = re.compile("seconds|speed/.*|time/.*")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     evaluation = json.loads((run / "evaluation.json").read_text())
     return {
         "the last checkpoint": (newest.name, digests),
-        "metrics.jsonl": [{k: v for k, v in line.items() if k not in timing} for line in lines],
-        "TensorBoard": {path.name: _points(path) for path in (run / "train", run / "validation")},
+        "metrics.jsonl": [
+            {k: v for k, v in line.items() if not timing.fullmatch(k)} for line in lines
+        ],
+        "TensorBoard": {
+            path.name: _points(path) for path in (run / "train", run / "validation", run / "test")
+        },
         "evaluation.json": evaluation,
     }
 

@@ -14,8 +14,6 @@ from research.recording.run import Run
 
 import pytest
 from conftest import EXPERIMENTS
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.util import tensor_util
 
 EXPERIMENT = EXPERIMENTS / "mnist_cnn.py"
 
@@ -25,12 +23,6 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_can_be_understood_and_repeated_from_its_directory(finished_run: Path) -> None:
-    names = {path.name for path in finished_run.iterdir()}
-    assert names - {"uncommitted.diff"} == {
-        *("config.json", "environment.json", "command.txt", "mnist_cnn.py", "metrics.jsonl"),
-        *("train", "validation", "log.txt", "mnist.h5", "mnist.h5.sha256", "evaluation.json"),
-        "checkpoints",
-    }
     config = json.loads((finished_run / "config.json").read_text())
     assert config["epochs"] == 3
     assert config["learning_rate"] == 1.0
@@ -54,20 +46,6 @@ def test_metrics_cover_every_step_once(finished_run: Path) -> None:
     validation = [line for line in lines(finished_run) if line["split"] == "validation"]
     assert [line["step"] for line in train] == [4, 8, 12, 16, 20, 24]
     assert [line["step"] for line in validation] == [8, 16, 24]
-
-
-def test_tensorboard_shows_what_metrics_jsonl_says(finished_run: Path) -> None:
-    for split in ("train", "validation"):
-        accumulator = EventAccumulator(str(finished_run / split))
-        accumulator.Reload()
-        written = [line for line in lines(finished_run) if line["split"] == split]
-        tags = set(written[0]) - {"split", "step", "seconds"}
-        assert set(accumulator.Tags()["tensors"]) == tags
-        for tag in tags:
-            events = accumulator.Tensors(tag)
-            assert [event.step for event in events] == [line["step"] for line in written]
-            values = [float(tensor_util.make_ndarray(event.tensor_proto)) for event in events]
-            assert values == pytest.approx([line[tag] for line in written], rel=1e-6)
 
 
 def test_runs_started_in_the_same_second_have_directories_of_their_own(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from research.network.mnist_cnn import MnistCNN
 from research.results.evaluation import (
+    calibration_bins,
     calibration_error,
     evaluate,
     evaluate_probabilities,
@@ -73,5 +74,6 @@ def test_calibration_error_is_zero_for_a_calibrated_model() -> None:
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.1, 1, 200_000)
     correct = rng.uniform(size=200_000) < confidence
-    assert calibration_error(confidence, correct) < 0.01
-    assert calibration_error(confidence, np.ones_like(correct)) == pytest.approx(0.45, abs=0.01)
+    assert calibration_error(calibration_bins(confidence, correct)) < 0.01
+    always = calibration_bins(confidence, np.ones_like(correct))
+    assert calibration_error(always) == pytest.approx(0.45, abs=0.01)

@@ -1,0 +1,41 @@
+"""What the wall time of a run is spent on."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+Activity = Literal["training", "validation", "logging", "checkpointing"]
+
+
+class WallTime:
+    """Counts the seconds that go into each activity. One of them is always going on."""
+
+    def __init__(self) -> None:
+        self._activity: Activity = "training"
+        self._since = time.monotonic()
+        self._seconds: dict[Activity, float] = {}
+
+    def switch(self, activity: Activity) -> None:
+        """Says what is being done from here on."""
+        now = time.monotonic()
+        before = self._seconds.get(self._activity, 0.0)
+        self._seconds[self._activity] = before + now - self._since
+        self._activity, self._since = activity, now
+
+    def split(self, input_seconds: float) -> dict[str, float]:
+        """Each activity's share of the time since this was last asked; they sum to 1.
+
+        Args:
+            input_seconds: how much of the training was spent on input.
+
+        Returns:
+            Fractions by tag, ``time/<activity>``; 0 for what was not done.
+        """
+        self.switch(self._activity)
+        activities: tuple[Activity, ...] = ("training", "validation", "logging", "checkpointing")
+        spent = {f"time/{name}": self._seconds.pop(name, 0.0) for name in activities}
+        spent["time/input"] = min(input_seconds, spent["time/training"])
+        spent["time/training"] -= spent["time/input"]
+        total = sum(spent.values())
+        return {name: seconds / total for name, seconds in spent.items()}
