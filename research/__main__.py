@@ -8,6 +8,7 @@ from research.config import parse_errors_in_one_line
 from research.errors import InputError, NonFiniteError
 from research.recording.screen import Screen
 from research.tools.bench import Bench
+from research.tools.board import Board
 from research.tools.evaluate import Evaluate
 from research.tools.predict import Predict
 from research.tools.replay import Replay
@@ -22,8 +23,8 @@ def main() -> None:
     with Screen() as screen:
         try:
             with parse_errors_in_one_line():
-                verb: Evaluate | Predict | Verify | Replay | Bench = tyro.cli(
-                    Evaluate | Predict | Verify | Replay | Bench,
+                verb: Evaluate | Predict | Verify | Replay | Bench | Board = tyro.cli(
+                    Evaluate | Predict | Verify | Replay | Bench | Board,
                     prog="python -m research",
                     description="Work on an experiment, or on what it has trained.",
                 )

@@ -1,0 +1,96 @@
+"""The verb ``board``: TensorBoard on all runs, or on some."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+from research.config import require
+from research.errors import InputError, one_line
+from research.recording.screen import Screen
+
+import tyro
+from tensorboard import default, program
+from tensorboard.data import server_ingester
+
+# How many points TensorBoard keeps of each tag, chosen at random where there are more.
+SAMPLES = "scalars=5000,images=50,histograms=100,pr_curves=50,text=100"
+
+
+@dataclasses.dataclass(frozen=True)
+class Board:
+    """Start TensorBoard on runs, and print its address. Ctrl-C ends it."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Run directories, or directories of runs. Default: all below runs/."""
+    host: str = "localhost"
+    """What to listen on; 0.0.0.0 lets other machines see it."""
+    port: int | None = None
+    """Default: 6006, or the next that is free; 0 is any that is free."""
+
+    def __post_init__(self) -> None:
+        require("port", self.port, 0 <= (self.port or 0) < 65536, "give 0 to 65535")
+
+    def run(self, screen: Screen) -> None:
+        """Serves until it is interrupted.
+
+        Raises:
+            InputError: if there is no such run, or the port is taken.
+        """
+        for path in self.runs or (Path("runs"),):
+            if not os.path.isdir(path) or next(path.rglob("events.out.tfevents.*"), None) is None:
+                raise InputError(
+                    f"{path}: holds no run; name a run directory, or train one first: "
+                    "python experiments/mnist_cnn.py --epochs 1"
+                )
+        with _log_directory(self.runs) as folder:
+            board = program.TensorBoard(default.get_plugins())
+            options = ["--logdir", str(folder), "--host", self.host]
+            options += ["--samples_per_plugin", SAMPLES, "--load_fast", _fast_reader()]
+            options += [] if self.port is None else ["--port", str(self.port)]
+            board.configure(["tensorboard", *options])
+            try:
+                address = board.launch()
+            except program.TensorBoardServerException as error:
+                raise InputError(f"--port {self.port}: {one_line(error)}; give another") from error
+            screen.say(f"TensorBoard is at {address} (Ctrl-C ends it)")
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
+
+
+def _fast_reader() -> str:
+    """Whether TensorBoard's faster reader is there; left to itself, it would say so at length."""
+    try:
+        server_ingester.get_server_binary()
+    except server_ingester.NoDataServerError:
+        return "false"
+    return "true"
+
+
+@contextlib.contextmanager
+def _log_directory(runs: tuple[Path, ...]) -> Iterator[Path]:
+    """A directory with the runs in it, each by a name that tells it from the others."""
+    if not runs:
+        yield Path("runs")
+        return
+    with tempfile.TemporaryDirectory(prefix="research-board-") as temporary:
+        profiles = Path(temporary, "plugins", "profile")
+        profiles.mkdir(parents=True)
+        for run in (path.resolve() for path in runs):
+            place = Path(temporary, *run.parts[-2:])
+            number = 2
+            while os.path.lexists(place):
+                place, number = place.with_name(f"{run.name}-{number}"), number + 1
+            place.parent.mkdir(exist_ok=True)
+            place.symlink_to(run, target_is_directory=True)
+            # The viewer of profiles does not look behind links.
+            for profile in run.rglob("plugins/profile/*/"):
+                name = f"{place.relative_to(temporary)}-{profile.name}".replace("/", "-")
+                (profiles / name).symlink_to(profile, target_is_directory=True)
+        yield Path(temporary)
