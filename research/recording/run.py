@@ -398,7 +398,7 @@ class Run:
         options = {
             "experiment": self._experiment.stem,
             "epochs": config.epochs,
-            "data": config.data,
+            "data": config.data and config.data.name,
         }
         return options | decisive_options(config)
 

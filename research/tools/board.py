@@ -14,6 +14,7 @@ from typing import Annotated
 from research.config import require
 from research.errors import InputError, one_line
 from research.recording.screen import Screen
+from research.stderr import silenced_stderr
 
 import tyro
 from tensorboard import default, program
@@ -60,7 +61,8 @@ class Board:
             except program.TensorBoardServerException as error:
                 raise InputError(f"--port {self.port}: {one_line(error)}; give another") from error
             screen.say(f"TensorBoard is at {address} (Ctrl-C ends it)")
-            with contextlib.suppress(KeyboardInterrupt):
+            # The viewer of profiles writes down each request.
+            with contextlib.suppress(KeyboardInterrupt), silenced_stderr():
                 threading.Event().wait()
 
 

@@ -1,0 +1,184 @@
+"""Photographs TensorBoard's dashboards in a real browser, for the README and for a test.
+
+    python docs/make_pictures.py RUN
+
+needs ``pip install -e ".[browser]"`` and Chromium (Debian's package is ``chromium``). RUN is the
+directory of a finished run, best of twelve epochs on MNIST.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import importlib.util
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+
+@dataclasses.dataclass(frozen=True)
+class Dashboard:
+    """A dashboard, what it must show, and what a picture of it shows.
+
+    Attributes:
+        name: in the address.
+        content: CSS or text selectors; each must match something that is visible, in any frame.
+        clicks: selectors of what to click on first, one after another.
+    """
+
+    name: str
+    content: tuple[str, ...]
+    clicks: tuple[str, ...] = ()
+
+
+DASHBOARDS = (
+    Dashboard("timeseries", ("scalar-card canvas, scalar-card svg path", "text=validation")),
+    Dashboard("scalars", ("tf-scalar-card svg path", "text=loss")),
+    Dashboard(
+        "custom_scalars",
+        ("tf-custom-scalar-multi-line-chart-card svg path", "text=/Matches \\([1-9]/"),
+    ),
+    Dashboard("images", ("tf-image-loader img", "text=figures/confusion")),
+    Dashboard(
+        "graphs",
+        tuple(f"g.node:has-text('{name}')" for name in ("conv1", "dense2", "gradient_tape")),
+    ),
+    Dashboard("distributions", ("vz-distribution-chart svg path", "text=weights/conv1/kernel")),
+    Dashboard("histograms", ("vz-histogram-timeseries svg path", "text=gradients/conv1/kernel")),
+    Dashboard("text", ("text=conv1 (Conv2D)", "text=learning_rate")),
+    Dashboard("pr_curves", ("tf-pr-curve-card svg path", "text=/is at/")),
+    Dashboard("hparams", ("text=mnist_cnn", "text=test.accuracy", "text=batch_size")),
+    Dashboard("projector", ("text=/Points: [1-9]/", "canvas")),
+    Dashboard(
+        "profile",
+        ("text=tf_Compute",),
+        clicks=("text=Overview Page", "mat-option:has-text('Trace Viewer')"),
+    ),
+)
+# The viewer of profiles, and it alone, complains where it can't reach the internet, and of its own
+# navigation.
+VIEWER_COMPLAINS = ("gstatic", "googleapis", "ERR_NAME_NOT_RESOLVED", "XProf Error")
+
+
+def why_not() -> str | None:
+    """Why no photograph can be taken here, or None."""
+    if importlib.util.find_spec("playwright") is None:
+        return 'playwright is not installed: pip install -e ".[browser]"'
+    if chromium() is None:
+        return "there is no Chromium: apt-get install chromium"
+    return None
+
+
+def chromium() -> str | None:
+    """Where Chromium is, or None."""
+    return shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@contextlib.contextmanager
+def board(*runs: Path) -> Iterator[str]:
+    """Runs ``python -m research board`` on a free port, and yields its address."""
+    command = [sys.executable, "-m", "research", "board", *map(str, runs), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            if not line.startswith("TensorBoard is at "):
+                raise RuntimeError(f"TensorBoard did not start: {line}")
+            yield line.split()[3].rstrip("/")
+        finally:
+            process.terminate()
+
+
+def photograph(address: str, folder: Path, names: list[str] | None = None) -> list[str]:
+    """Opens each dashboard, waits for what it must show, and saves a picture of it.
+
+    Args:
+        address: of TensorBoard.
+        folder: gets a PNG named after each dashboard.
+        names: of the dashboards; None for all.
+
+    Returns:
+        What is missing, and what the browser complained of.
+    """
+    from playwright.sync_api import sync_playwright
+
+    problems: list[str] = []
+    with sync_playwright() as playwright:
+        # WebGL, which the projector needs, without a graphics processor.
+        flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+        browser = playwright.chromium.launch(executable_path=chromium(), args=flags)
+        for dashboard in DASHBOARDS:
+            if names is not None and dashboard.name not in names:
+                continue
+            page = browser.new_page(viewport={"width": 1240, "height": 900})
+            said: list[str] = []
+            page.on("console", lambda m, said=said: m.type == "error" and said.append(m.text))
+            page.on("pageerror", lambda error, said=said: said.append(str(error)))
+            page.on("requestfailed", lambda r, said=said: said.append(f"no answer from {r.url}"))
+            page.on(
+                "response",
+                lambda r, said=said: r.status >= 400 and said.append(f"{r.status} from {r.url}"),
+            )
+            page.goto(f"{address}/?darkMode=false#{dashboard.name}")
+            missing = [w for s in dashboard.clicks for w in _wait_for(page, (s,), click=True)]
+            missing += _wait_for(page, dashboard.content)
+            page.wait_for_timeout(1500)  # for transitions to end
+            page.screenshot(path=folder / f"{dashboard.name}.png")
+            if dashboard.name == "profile":
+                said = [text for text in said if not any(part in text for part in VIEWER_COMPLAINS)]
+            problems += [f"{dashboard.name}: {text}" for text in [*missing, *said]]
+            page.close()
+        browser.close()
+    return problems
+
+
+def _wait_for(
+    page: Any, selectors: tuple[str, ...], click: bool = False, seconds: float = 40
+) -> list[str]:
+    """Waits until each selector matches something visible in some frame; returns what did not."""
+    deadline = time.monotonic() + seconds
+    missing = list(selectors)
+    while missing and time.monotonic() < deadline:
+        page.wait_for_timeout(300)
+        for selector in list(missing):
+            found = [one for frame in page.frames for one in frame.locator(selector).all()[:20]]
+            visible = [one for one in found if one.is_visible()]
+            if visible:
+                missing.remove(selector)
+                if click:
+                    visible[0].click()
+    return [f"{selector} did not appear" for selector in missing]
+
+
+def shrink(path: Path, width: int = 900, colours: int = 64) -> None:
+    """Makes a picture small enough for a repository."""
+    image = Image.open(path).convert("RGB")
+    height = round(image.height * width / image.width)
+    small = image.resize((width, height), Image.Resampling.LANCZOS)
+    small.quantize(colours).save(path, optimize=True)
+
+
+def main() -> None:
+    """Makes the README's pictures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="the directory of a finished run")
+    run = parser.parse_args().run
+    if (reason := why_not()) is not None:
+        sys.exit(f"error: {reason}")
+    folder, names = Path(__file__).parent, ["timeseries", "custom_scalars", "images", "graphs"]
+    with board(run) as address:
+        problems = photograph(address, folder, names)
+    for name in names:
+        shrink(folder / f"{name}.png")
+    sys.exit("\n".join(problems) or None)
+
+
+if __name__ == "__main__":
+    main()
