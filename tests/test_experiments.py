@@ -152,3 +152,16 @@ def test_bench_measures_both_loops(tmp_path: Path) -> None:
     found = json.loads(result.stdout[result.stdout.index("{") :])
     assert len(found["ratio"]) == 2
     assert found["peak_memory_mib"]["ours"] > 100
+
+
+@pytest.mark.slow
+def test_what_recording_costs_is_measured_epoch_by_epoch(tmp_path: Path) -> None:
+    result = run_python(
+        *("-m", "research", "bench", "--recording", "--examples", "300", "--blocks", "2", "--json"),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert len(found["seconds"]) == len(found["throughput_ratio"]) == 2
+    for (recorded, without), ratio in zip(found["seconds"], found["throughput_ratio"], strict=True):
+        assert ratio == pytest.approx(without / recorded)

@@ -113,8 +113,8 @@ def reliability(bins: CalibrationBins, calibration_error: float) -> bytes:
 
     Source: Guo et al., "On Calibration of Modern Neural Networks" (2017).
     """
-    figure, upper = _figure(WIDTH, WIDTH, (0.15, 0.36, 0.82, 0.58))
-    lower = figure.add_axes((0.15, 0.12, 0.82, 0.18))
+    figure, upper = _figure(WIDTH, WIDTH, (0.18, 0.36, 0.79, 0.58))
+    lower = figure.add_axes((0.18, 0.12, 0.79, 0.18))
     edges = np.linspace(0, 1, len(bins.count) + 1)
     filled, width = bins.count > 0, edges[1]
     centers = edges[:-1][filled] + width / 2
@@ -126,6 +126,8 @@ def reliability(bins: CalibrationBins, calibration_error: float) -> bytes:
     lower.bar(centers, bins.count[filled], width, color="#9aa5b1", edgecolor="white")
     lower.set(xlim=(0, 1), xlabel="confidence", ylabel="examples", yscale="log")
     lower.set_ylim(bottom=0.8)
+    lower.set_yticks([1, 100, 10_000], ["1", "100", "10,000"], minor=False)
+    lower.minorticks_off()
     for axes in (upper, lower):
         axes.tick_params(labelsize=8)
         axes.grid(color=GRID, linewidth=0.5)

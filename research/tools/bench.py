@@ -8,23 +8,31 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from research.config import Config, require
+from research.data.batches import steps_per_epoch
 from research.data.dataset import NUM_CLASSES, Dataset
 from research.data.mnist import load_mnist
+from research.experiment import record_training
 from research.network.mnist_cnn import MnistCNN
-from research.recording.screen import Screen
+from research.recording.run import Run
+from research.recording.screen import Screen, TrainingProgress
+from research.results.evaluation import evaluate
+from research.signals import StopRequest
 from research.tools.load_experiment import EXPERIMENTS, load_experiment
 from research.training.state import State
-from research.training.train import Step, train
+from research.training.train import Report, Step, train
 
 import tensorflow as tf
 import tyro
 from rich.table import Table
+
+Build = Callable[[Any, int], State]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,18 +47,28 @@ class Bench:
     """Steps in a block."""
     json: bool = False
     """Print JSON instead of a table."""
+    recording: bool = False
+    """Measure instead what recording costs: whole epochs of an experiment, with it and without."""
+    examples: int | None = None
+    """With --recording: epochs of the first so many examples only."""
     only: Literal["ours", "fit"] | None = None
     """Run one block of one kind and print its peak memory in MiB; used for that figure."""
 
     def __post_init__(self) -> None:
         require("blocks", self.blocks, self.blocks >= 2, "give at least 2")
+        require("examples", self.examples, self.examples is None or self.examples >= 1, "give more")
         require("steps", self.steps, 1 <= self.steps <= 400, "give 1 to 400")
 
     def run(self, screen: Screen) -> None:
         """Measures and prints."""
         config_type, build, step = load_experiment(self.experiment)
         config = config_type()
+        screen.console.quiet = self.json
         data = load_mnist(screen.say)
+        if self.recording:
+            data = data.first(self.examples)
+            self._compare_recording(config, build, step, data, screen)
+            return
         ours = our_blocks(config, build, step, data, self.steps)
         fit = fit_blocks(data, config.batch_size, self.steps)
         if self.only is not None:
@@ -86,6 +104,31 @@ class Bench:
             f"mean ± standard deviation, n = {self.blocks}"
         )
 
+    def _compare_recording(
+        self, config: Config, build: Build, step: Step, data: Dataset, screen: Screen
+    ) -> None:
+        with tempfile.TemporaryDirectory(prefix="research-bench-") as folder:
+            config = dataclasses.replace(config, run_dir=Path(folder, "run"), epochs=1000)
+            on = recorded_epochs(config, build, step, data, self.experiment, screen)
+            off = plain_epochs(config, build, step, data)
+            next(on), next(off)  # these warm up
+            pairs = []
+            for block in range(1, self.blocks + 1):
+                # Whichever comes second finds the machine warmer.
+                first = block % 2 == 0
+                a, b = (next(on if first else off), next(off if first else on))
+                pairs.append((a, b) if first else (b, a))
+                screen.say(f"block {block}/{self.blocks}  seconds: {pairs[-1]}")
+            on.close()
+        ratios = [without / recorded for recorded, without in pairs]
+        if self.json:
+            print(json.dumps({"seconds": pairs, "throughput_ratio": ratios}, indent=2))
+            return
+        screen.say(
+            f"Throughput with recording over that without: {mean(ratios)} (mean ± standard "
+            f"deviation), {statistics.median(ratios):.3f} (median), n = {self.blocks} epochs each"
+        )
+
     def _peak_memory(self, kind: str) -> int:
         command = [sys.executable, "-m", "research", "bench", str(self.experiment)]
         command += ["--only", kind, "--steps", str(self.steps)]
@@ -98,8 +141,50 @@ def mean(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
+def recorded_epochs(
+    config: Config, build: Build, step: Step, data: Dataset, experiment: Path, screen: Screen
+) -> Generator[float, None, None]:
+    """The seconds that each epoch of an experiment takes, a checkpoint at its end among them."""
+    total_steps = config.epochs * steps_per_epoch(len(data.train), config.batch_size)
+    with StopRequest() as stop, Run(config, experiment, data, screen.say) as record:
+        state = build(config, total_steps)
+        record.restore(state, total_steps)
+        reports = train(
+            *(state, step, data.train),
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            report_now=record.checkpoint_due,
+            show_graph=record.show_graph,
+        )
+        while True:
+            progress = TrainingProgress(screen, config.epochs, total_steps)
+            begun = time.perf_counter()
+            epoch = _to_end_of_epoch(reports)
+            record_training(epoch, state, data.train, data.test, record, progress, stop)
+            yield time.perf_counter() - begun
+
+
+def plain_epochs(config: Config, build: Build, step: Step, data: Dataset) -> Iterator[float]:
+    """The seconds that each epoch takes where all that happens is training and validation."""
+    state = build(config, 1)
+    reports = train(state, step, data.train, epochs=config.epochs, batch_size=config.batch_size)
+    while True:
+        begun = time.perf_counter()
+        for _ in _to_end_of_epoch(reports):
+            pass
+        evaluate(state.model, data.test)
+        yield time.perf_counter() - begun
+
+
+def _to_end_of_epoch(reports: Iterator[Report]) -> Iterator[Report]:
+    for report in reports:
+        yield report
+        if report.epoch_ended:
+            return
+
+
 def our_blocks(
-    config: Config, build: Callable[[Config, int], State], step: Step, data: Dataset, steps: int
+    config: Config, build: Build, step: Step, data: Dataset, steps: int
 ) -> Iterator[float]:
     """The seconds that each block of ``steps`` steps of an experiment takes."""
     state = build(config, steps)

@@ -262,20 +262,22 @@ def killed_and_resumed(options: Verify, folder: Path, say: Any) -> Check:
         if process.exitcode != 0:
             return Check(name, False, f"a resumed run fails: ...{program.output()[-300:]}")
         found = left_by(run)
-        if wrong := [f"{k} is another" for k, v in expected.items() if found[k] != v]:
+        if wrong := [_difference(k, v, found[k]) for k, v in expected.items() if found[k] != v]:
             return Check(name, False, "; ".join([*wrong, *moments.lost, moments.summary()]))
         say(f"run {number}: equal; {len(signals)} signals to go")
     return Check(name, not moments.lost, "; ".join([moments.summary(), *moments.lost]))
 
 
 class Program:
-    """Starts an experiment in a process of its own, into which TensorFlow is imported already."""
+    """Starts an experiment in a process of its own, into which all is imported already."""
 
     def __init__(self, experiment: Path, folder: Path) -> None:
         self._experiment = experiment
         self._output = folder / "output"
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["research.experiment", "research.tools.verify"])
+        drawing = ["matplotlib.figure", "matplotlib.backends.backend_agg"]
+        modules = ["research.experiment", "research.tools.verify", *drawing]
+        self._context.set_forkserver_preload(modules)
 
     def start(self, arguments: list[str]) -> Any:
         """A process that has just been started."""
@@ -397,6 +399,15 @@ def left_by(run: Path) -> dict[str, Any]:
         },
         "evaluation.json": evaluation,
     }
+
+
+def _difference(name: str, expected: Any, found: Any) -> str:
+    """Where something that a run has left is another than expected."""
+    if isinstance(expected, dict):
+        keys = [k for k in expected | found if expected.get(k) != found.get(k)]
+        pairs = [f"{key} {expected.get(key)} is {found.get(key)}"[:100] for key in keys]
+        return f"{name} is another: {', '.join(pairs)}"
+    return f"{name} is another"
 
 
 def _points(folder: Path) -> dict[str, list[int]]:
