@@ -52,7 +52,7 @@ def read_dataset(path: Path) -> Dataset:
     return Dataset(
         make_split(x_train, y_train, "train", files[0]),
         make_split(x_test, y_test, "test", files[2]),
-        source=str(path),
+        source=str(path.resolve()),  # the same name wherever a run is resumed
     )
 
 

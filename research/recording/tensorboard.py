@@ -136,7 +136,27 @@ class TensorBoardWriter:
             returned: images and vectors, see ``research.training.train.train``.
             batch: gives the step's images, float32 [B, 28, 28, 1], and labels, one-hot [B, 10].
         """
-        self._later(self._training, step, weights, returned, batch)
+
+        def draw() -> list[Any]:
+            values = {name: np.asarray(value) for name, value in weights.items()}
+            images, labels = batch()
+            captions = [str(label) for label in np.argmax(labels[:SHOWN], 1)]
+            summaries = [
+                _image("figures/batch", figures.gallery(np.asarray(images[:SHOWN]), captions))
+            ]
+            kernels = {name: value for name, value in values.items() if value.ndim == 4}
+            for name, kernel in list(kernels.items())[:1]:
+                layer = name.rpartition("/")[0] or name
+                summaries.append(_image(f"figures/filters_{layer}", figures.filters(kernel)))
+            for name, value in returned.items():
+                if value.shape.rank == 4:
+                    summaries.append(_image(name, figures.gallery(np.asarray(value[:SHOWN]))))
+                else:
+                    summaries.append(_histogram(name, np.asarray(value)))
+            summaries += [_histogram(f"weights/{name}", value) for name, value in values.items()]
+            return summaries
+
+        self._later(TRAIN, step, draw)
 
     def evaluation(
         self, split: str, step: int, found: Evaluation, probabilities: Array, data: Split
@@ -150,7 +170,27 @@ class TensorBoardWriter:
             probabilities: the model's, on all of ``data``.
             data: what was evaluated on.
         """
-        self._later(self._evaluation, split, step, found, probabilities, data)
+
+        def draw() -> list[Any]:
+            bins = calibration_bins(
+                probabilities.max(1).astype(np.float64), probabilities.argmax(1) == data.labels
+            )
+            reliability = figures.reliability(bins, found.calibration_error)
+            summaries = [
+                _image("figures/confusion", figures.confusion(found.confusion)),
+                _image("figures/reliability", reliability),
+                _image("figures/mistakes", figures.mistakes(found.most_wrong, data.images)),
+            ]
+            for digit in range(NUM_CLASSES):
+                # A softmax may round to 1 + 1e-7.
+                of_digit = np.clip(probabilities[:, digit], 0, 1)
+                curve = pr_curve.pb(
+                    f"digits/{digit}", data.labels == digit, of_digit, PR_THRESHOLDS
+                )
+                summaries.append(curve)
+            return summaries
+
+        self._later(split, step, draw)
 
     def embedding(self, vectors: Array, probabilities: Array, data: Split) -> None:
         """Writes the Projector's files, into ``test/``.
@@ -198,50 +238,10 @@ class TensorBoardWriter:
             except tf.errors.OpError:
                 continue
 
-    def _training(
-        self,
-        step: int,
-        weights: Mapping[str, Any],
-        returned: Mapping[str, Any],
-        batch: Callable[[], tuple[Array, Array]],
-    ) -> None:
-        values = {name: np.asarray(value) for name, value in weights.items()}
-        images, labels = batch()
-        captions = [str(label) for label in np.argmax(labels[:SHOWN], 1)]
-        summaries = [_image("figures/batch", figures.gallery(np.asarray(images[:SHOWN]), captions))]
-        kernels = {name: value for name, value in values.items() if value.ndim == 4}
-        for name, kernel in list(kernels.items())[:1]:
-            layer = name.rpartition("/")[0] or name
-            summaries.append(_image(f"figures/filters_{layer}", figures.filters(kernel)))
-        for name, value in returned.items():
-            if value.shape.rank == 4:
-                summaries.append(_image(name, figures.gallery(np.asarray(value[:SHOWN]))))
-            else:
-                summaries.append(_histogram(name, np.asarray(value)))
-        summaries += [_histogram(f"weights/{name}", value) for name, value in values.items()]
-        self._write(TRAIN, step, *summaries)
-
-    def _evaluation(
-        self, split: str, step: int, found: Evaluation, probabilities: Array, data: Split
-    ) -> None:
-        bins = calibration_bins(
-            probabilities.max(1).astype(np.float64), probabilities.argmax(1) == data.labels
-        )
-        reliability = figures.reliability(bins, found.calibration_error)
-        summaries = [
-            _image("figures/confusion", figures.confusion(found.confusion)),
-            _image("figures/reliability", reliability),
-            _image("figures/mistakes", figures.mistakes(found.most_wrong, data.images)),
-        ]
-        for digit in range(NUM_CLASSES):
-            of_digit = np.clip(probabilities[:, digit], 0, 1)  # a softmax may round to 1 + 1e-7
-            curve = pr_curve.pb(f"digits/{digit}", data.labels == digit, of_digit, PR_THRESHOLDS)
-            summaries.append(curve)
-        self._write(split, step, *summaries)
-
-    def _later(self, function: Callable[..., None], *arguments: Any) -> None:
+    def _later(self, split: str, step: int, draw: Callable[[], list[Any]]) -> None:
+        """Has the other thread draw summaries, and write them."""
         self._pending = [future for future in self._pending if not _done(future)]
-        self._pending.append(self._worker.submit(function, *arguments))
+        self._pending.append(self._worker.submit(lambda: self._write(split, step, *draw())))
 
     def _wait(self) -> None:
         while self._pending:

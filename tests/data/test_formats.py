@@ -29,6 +29,14 @@ def save_idx(dataset: Dataset, folder: Path, compress: bool, dotted: bool = Fals
     return folder
 
 
+def test_data_have_the_same_name_from_everywhere(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_npz(dataset, tmp_path / "data.npz")
+    monkeypatch.chdir(tmp_path)
+    assert read_dataset(Path("data.npz")).source == read_dataset(path).source == str(path)
+
+
 @pytest.mark.parametrize("how", ["npz", "idx", "idx.gz", "dotted idx"])
 def test_every_format_gives_the_same_data(how: str, dataset: Dataset, tmp_path: Path) -> None:
     if how == "npz":
