@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from research.config import AnyConfig, Config, parse
+from research.config import AnyConfig, Config, parse, require
 from research.data.batches import steps_per_epoch
 from research.data.dataset import Dataset, Split, hold_out
 from research.data.formats import read_dataset
@@ -85,6 +85,10 @@ def run(
     strategy = make_strategy(config.strategy, config.batch_size)
     data, training, validation = load(config, screen)
     total_steps = config.epochs * steps_per_epoch(len(training), config.batch_size)
+    if config.profile is not None:
+        first, last = config.profile
+        within = f"the run has {total_steps} steps; give two of them"
+        require("profile", f"{first} {last}", last <= total_steps, within)
 
     with StopRequest() as stop, Run(config, experiment, data, screen.say) as record:
         go_on = shlex.join(["python", sys.argv[0], "--resume", str(record.path)])

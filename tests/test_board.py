@@ -68,12 +68,15 @@ def test_the_board_shows_the_runs_that_are_named(finished_run: Path) -> None:
         (("nowhere",), "error: nowhere: holds no run"),
         (("empty",), "error: empty: holds no run"),
         (("--port", "70000"), "error: --port 70000: give 0 to 65535"),
+        (("full", "--host", "nowhere.invalid"), "error: --host nowhere.invalid: .*; give another"),
     ],
 )
 def test_a_board_of_nothing_is_refused_in_one_line(
     words: tuple[str, ...], message: str, tmp_path: Path, run_here: RunHere
 ) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "events.out.tfevents.1").touch()
     result = run_here("research", "board", *words)
     assert result.status == 2
     assert result.stderr.count("\n") == 1

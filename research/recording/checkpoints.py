@@ -48,6 +48,7 @@ class Checkpoint:
         seconds: how long the run has been going on, without the time between two processes.
         best: ``step``, ``accuracy`` and ``loss`` of the best validation on held-out data.
         unreported: what was measured since the last report that was recorded.
+        validation_due: whether an epoch has ended and its validation has not been recorded.
     """
 
     run: str
@@ -55,6 +56,7 @@ class Checkpoint:
     seconds: float = 0.0
     best: dict[str, float] | None = None
     unreported: Unreported = dataclasses.field(default_factory=Unreported)
+    validation_due: bool = False
 
     @property
     def step(self) -> int:
@@ -109,6 +111,7 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "seconds": checkpoint.seconds,
         "best": checkpoint.best,
         "unreported_seconds": checkpoint.unreported.seconds,
+        "validation_due": checkpoint.validation_due,
         "variables": list(checkpoint.variables),
         "history": list(checkpoint.unreported.history),
         "sha256": {name: _digest(array) for name, array in arrays.items()},
@@ -162,6 +165,7 @@ def read_checkpoint(path: Path, state: State, run: str | None = None) -> Checkpo
             seconds=about["seconds"],
             best=about["best"],
             unreported=Unreported(unreported, about["unreported_seconds"]),
+            validation_due=about["validation_due"],
         )
         named = checkpoint_path(path.parent, checkpoint.step)
         if path.name.startswith("step-") and path != named:
@@ -181,6 +185,8 @@ def _check_types(about: dict[str, Any], history_shapes: list[list[int]]) -> None
     numbers = [about["seconds"], about["unreported_seconds"], *(best or {}).values()]
     if not all(type(x) in (int, float) and 0 <= x < 1e12 for x in numbers):
         raise ValueError("its bookkeeping holds something else than times and figures")
+    if type(about["validation_due"]) is not bool:
+        raise ValueError("it does not say whether a validation is due")
     if best is not None and best.keys() != figures:
         raise ValueError("its best validation is not one")
     if about["history"] and not about["unreported_seconds"] > 0:

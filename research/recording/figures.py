@@ -20,6 +20,8 @@ Array = npt.NDArray[Any]
 DPI = 80
 # As wide as TensorBoard shows a picture; where it has to shrink one, it leaves out pixels.
 WIDTH = 350
+# Of larger images every second pixel is left out, or more.
+LARGEST = 256
 INK, GRID = "#202124", "#c7cad1"
 
 
@@ -34,6 +36,8 @@ def gallery(images: Array, captions: Sequence[str] = (), columns: int = 6) -> by
     """
     if not images.size:
         images = np.zeros([1, 1, 1, 1])
+    stride = -(-max(images.shape[1:3]) // LARGEST)
+    images = images[:, ::stride, ::stride]
     if images.dtype == np.uint8:
         images = images / 255
     count, height, width, channels = images.shape
@@ -44,7 +48,7 @@ def gallery(images: Array, captions: Sequence[str] = (), columns: int = 6) -> by
     for number, image in enumerate(np.clip(np.nan_to_num(images), 0, 1)):
         top, left = number // columns * (height + gap_y), number % columns * (width + gap_x)
         tiles[top : top + height, left : left + width] = image
-    scale = max(1, WIDTH // tiles.shape[1])
+    scale = max(1, WIDTH // max(tiles.shape[1], tiles.shape[0] // 4))
     figure, axes = _figure(tiles.shape[1] * scale, tiles.shape[0] * scale, (0, 0, 1, 1))
     axes.imshow(tiles, interpolation="nearest", aspect="auto")
     axes.axis("off")

@@ -51,24 +51,20 @@ class MetricsFile:
         self._file.close()
 
 
-def cut_metrics(source: Path, run: Path, last_step: int) -> bool:
+def cut_metrics(source: Path, run: Path, last_step: int, last_validation: int) -> None:
     """Gives a run the lines of a run, perhaps its own, up to and including those of a step.
 
     A line that a crash has left incomplete is dropped.
-
-    Returns:
-        Whether there is a validation of that very step among them.
     """
-    kept, path, validated = [], source / NAME, False
+    kept, path = [], source / NAME
     with storage_errors(run / NAME):
         for line in path.read_bytes().splitlines() if path.exists() else []:
             try:
                 values = json.loads(line)
-                if values["step"] <= last_step:
+                last = last_validation if values["split"] == "validation" else last_step
+                if values["step"] <= last:
                     kept.append(line + b"\n")
-                    validated = (values["step"], values["split"]) == (last_step, "validation")
             except (ValueError, TypeError, KeyError, RecursionError):
                 continue
         with replaced_atomically(run / NAME) as partial:
             partial.write_bytes(b"".join(kept))
-    return validated

@@ -74,9 +74,9 @@ class Run:
 
     It holds ``config.json``, ``environment.json``, ``command.txt``, ``uncommitted.diff``, a copy
     of the experiment's file, ``metrics.jsonl``, TensorBoard's event files, here and in ``train/``,
-    ``validation/`` and ``test/``, ``log.txt``, ``checkpoints/``, and at the end ``mnist.h5``,
-    ``mnist.h5.sha256`` and ``evaluation.json``. With them a run can be understood, continued
-    and repeated.
+    ``validation/`` and ``test/``, profiles in ``plugins/``, ``log.txt``, ``checkpoints/``, and at
+    the end ``mnist.h5``, ``mnist.h5.sha256`` and ``evaluation.json``. With them a run can be
+    understood, continued and repeated.
 
     Args:
         config: is written down. It says whether this is a new run, one that is resumed, or one
@@ -143,14 +143,14 @@ class Run:
             self._describe_resumed(at.step, forked)
             # A test belongs to the end; and a fork that was killed has taken over things already.
             for split in (TRAIN, VALIDATION, TEST) if forked else (TEST,):
-                shutil.rmtree(self.path / split, ignore_errors=True)
-        validated = cut_metrics(source, self.path, at.recorded)
-        cut_events(source, self.path, at.recorded)
-        at_end_of_epoch = at.step > 0 and at.step % (total_steps // self._config.epochs) == 0
-        self.validation_due = at_end_of_epoch and not at.unreported and not validated
+                if (self.path / split).exists():
+                    shutil.rmtree(self.path / split)
+        validated = at.recorded - at.validation_due
+        cut_metrics(source, self.path, at.recorded, validated)
+        cut_events(source, self.path, at.recorded, validated)
+        self.validation_due = at.validation_due
         self._metrics = MetricsFile(self.path)
-        lineage = f"`{source}`, step {at.step}" if forked else None
-        self._tensorboard.describe(self._options(), self._texts(state, lineage))
+        self._tensorboard.describe(self._options(), self._texts(state))
         if forked:
             self._say(f"Forked from {source} after step {at.step}")
         elif self._config.resume is not None:
@@ -183,6 +183,7 @@ class Run:
         speed = {"speed/examples_per_second": report.examples_per_second}
         ratios = {k: v for k, v in report.last_step.items() if isinstance(v, float)}
         self._record(TRAIN, report.step, metrics | speed | ratios | shares)
+        self.validation_due = report.epoch_ended
         if report.epoch_ended or report.step == steps:
             batch = functools.partial(
                 batch_of_step, state.seed, report.step - 1, split, self._config.batch_size
@@ -196,7 +197,7 @@ class Run:
         figures = found.figures
         self._record(VALIDATION, step, figures)
         self._tensorboard.evaluation(VALIDATION, step, found.evaluation, found.probabilities, split)
-        self.validation_due = False
+        self.validation_due, self._saved_all = False, False
         # Nothing may be selected on the test set: without held-out examples there is no best.
         if self._config.holdout:
             best = {"step": step} | {name: figures[name] for name in ("accuracy", "loss")}
@@ -250,6 +251,7 @@ class Run:
             unreported=Unreported(unrecorded.history, unrecorded.seconds)
             if unrecorded is not None
             else Unreported(),
+            validation_due=self.validation_due,
         )
         write_checkpoint(at, checkpoint_path(self._checkpoints, at.step))
         self._saved_step, self._saved_time = at.step, time.monotonic()
@@ -313,8 +315,8 @@ class Run:
         board.scalars(TEST, step, test.figures)
         board.evaluation(TEST, step, test, probabilities, data.test)
         board.embedding(embedding, probabilities, data.test)
-        board.ended("success")
         board.sync()
+        board.ended("success")
         facts = {"data": data.source, "steps": step}
         write_json(self.path / "evaluation.json", facts | dataclasses.asdict(test))
 
@@ -402,10 +404,12 @@ class Run:
         }
         return options | decisive_options(config)
 
-    def _texts(self, state: State, lineage: str | None) -> dict[str, str]:
+    def _texts(self, state: State) -> dict[str, str]:
         """What the run is, in Markdown, for TensorBoard."""
         environment = dict(self._environment)
-        git, patch = environment.pop("git"), self._uncommitted[:MOST_SHOWN]
+        commit = environment.pop("git", {}).get("commit")
+        diff = self.path / "uncommitted.diff"
+        patch = diff.read_bytes()[:MOST_SHOWN] if diff.exists() else b""
         rows = [f"| `{k}` | `{v}` |" for k, v in config_as_json(self._config).items()]
         summary: list[str] = []
         state.model.summary(print_fn=lambda line, **_: summary.append(line), line_length=80)
@@ -414,10 +418,12 @@ class Run:
             "configuration": "\n".join(["| option | value |", "| --- | --- |", *rows]),
             "command": _block((self.path / "command.txt").read_text()),
             "environment": _block(json.dumps(environment, indent=2)),
-            "git": f"commit {git['commit']}\n\n" + _block(patch.decode(errors="replace")),
+            "git": f"commit {commit}\n\n" + _block(patch.decode(errors="replace")),
             "model": _block("\n".join(summary)),
         }
-        return texts if lineage is None else texts | {"lineage": lineage}
+        if self._config.fork is not None:
+            texts["lineage"] = f"`{self._config.fork}`, step {self._config.at_step}"
+        return texts
 
     @property
     def _identity(self) -> str:
@@ -441,13 +447,13 @@ class Run:
             state.assign(at.variables.values())
         elif damaged:
             raise InputError(f"{damaged[0]}; no other checkpoint is good: start a new run")
+        elif self._config.fork is not None:
+            source, at = self._config.fork, self._fork(state)
         elif MetricsFile.holds_lines(self.path):
             raise InputError(
                 f"--resume {self.path}: it has been trained, and its checkpoints are gone; restore "
                 "them, or start a new run"
             )
-        elif self._config.fork is not None:
-            source, at = self._config.fork, self._fork(state)
         else:
             at = Checkpoint(self._identity, state.values())
         if at.step > total_steps:

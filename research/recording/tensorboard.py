@@ -36,12 +36,12 @@ from tensorboard.util.tensor_util import make_tensor_proto
 Array = npt.NDArray[Any]
 Status = Literal["success", "failure", "unknown"]
 
-# A writer hands on what it has after so long, and when it is flushed.
-FLUSH_MILLISECONDS = 5000
 # The folders of a run, each with one writer. The first is the run itself.
 RUN, TRAIN, VALIDATION, TEST = "", "train", "validation", "test"
 # What is shown of many images: 32 of a batch, 2,000 in the projector.
 SHOWN, EMBEDDED = 32, 2000
+# How much drawing may be left to do: it bounds how long a run takes to stop, and the memory.
+MOST_PENDING = 2
 HISTOGRAM_BUCKETS = 50
 PR_THRESHOLDS = 101
 
@@ -66,16 +66,17 @@ class TensorBoardWriter:
 
     The same quantity has the same tag in ``train/``, ``validation/`` and ``test/``, so that
     TensorBoard lays them over one another; what describes the run is written into its own
-    directory. Events are on the disk within five seconds. Whatever has to be drawn or counted
-    is done on another thread, in the order in which it was asked for.
+    directory. An event can be read as soon as it is written. Whatever has to be drawn or counted
+    is done on another thread, in the order in which it was asked for; where that lags behind, the
+    next call waits.
 
     Args:
         folder: the run directory; its folders are created when first written to.
 
     Raises:
         StorageError: by its methods, if there is no room; where that is found out on the other
-            thread, by the next method that is called. What a writer is given after that is
-            lost; open a new one.
+            thread, by the next call of ``training``, ``evaluation`` or ``sync``. What a writer is
+            given after that is lost; open a new one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -93,8 +94,9 @@ class TensorBoardWriter:
             options: by name, for the HParams dashboard; None is left out there.
             texts: Markdown by name, for the Text dashboard.
         """
-        for path in _files(self._folder):
-            path.unlink()
+        with self._errors(RUN):
+            for path in _files(self._folder):
+                path.unlink()
         known = {
             name: value if isinstance(value, bool | int | float) else _words(value)
             for name, value in options.items()
@@ -241,6 +243,8 @@ class TensorBoardWriter:
     def _later(self, split: str, step: int, draw: Callable[[], list[Any]]) -> None:
         """Has the other thread draw summaries, and write them."""
         self._pending = [future for future in self._pending if not _done(future)]
+        while len(self._pending) >= MOST_PENDING:
+            self._pending.pop(0).result()
         self._pending.append(self._worker.submit(lambda: self._write(split, step, *draw())))
 
     def _wait(self) -> None:
@@ -261,9 +265,7 @@ class TensorBoardWriter:
     def _writer(self, split: str) -> Any:
         with self._opening:  # both threads write, and a folder has one writer
             if split not in self._writers:
-                self._writers[split] = tf.summary.create_file_writer(
-                    str(self._folder / split), flush_millis=FLUSH_MILLISECONDS
-                )
+                self._writers[split] = tf.summary.create_file_writer(str(self._folder / split))
             return self._writers[split]
 
 
@@ -295,7 +297,8 @@ def _image(tag: str, png: bytes) -> Any:
 
 def _histogram(tag: str, values: Array) -> Any:
     """Counts in buckets of equal width: [buckets, 3], left edge, right edge, count."""
-    finite = values[np.isfinite(values)]
+    # In float32 so many edges may not fit between two values.
+    finite = values[np.isfinite(values)].astype(np.float64)
     buckets = np.zeros([HISTOGRAM_BUCKETS, 3])
     if finite.size:
         counts, edges = np.histogram(finite, HISTOGRAM_BUCKETS)
@@ -314,20 +317,21 @@ def _sprite(images: Array, side: int) -> Image.Image:
     return Image.fromarray(rows.reshape(side * height, side * width))
 
 
-def cut_events(source: Path, run: Path, last_step: int) -> None:
-    """Gives a run the training and validation of a run, perhaps its own, up to and with a step.
+def cut_events(source: Path, run: Path, last_step: int, last_validation: int) -> None:
+    """Gives a run the training and validation of a run, perhaps its own, each up to a step.
 
     TensorBoard has no way to take back what a file says: a resumed run would show twice the
     steps that it repeats. So the files are rewritten, each at one stroke.
     """
-    for path in sorted(path for split in (TRAIN, VALIDATION) for path in _files(source / split)):
+    limits = {TRAIN: last_step, VALIDATION: last_validation}
+    for path in sorted(path for split in limits for path in _files(source / split)):
         target = run / path.relative_to(source)
         with storage_errors(target, tf.errors.OpError):
             target.parent.mkdir(exist_ok=True)
             with replaced_atomically(target) as partial, tf.io.TFRecordWriter(str(partial)) as file:
                 for record in _records(path):
                     event = Event.FromString(record)
-                    if not event.HasField("summary") or event.step <= last_step:
+                    if not event.HasField("summary") or event.step <= limits[path.parent.name]:
                         file.write(record)
                 file.flush()
 

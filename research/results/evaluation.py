@@ -96,7 +96,7 @@ class Validation:
 
 
 def validate(model: Any, validation: Split, training: Split) -> Validation:
-    """Evaluates a model on all of a split, and on the first 2,000 examples of another.
+    """Evaluates a model on all of a split, and on the first 1,000 examples of another.
 
     Args:
         model: see ``evaluate``.
@@ -105,7 +105,7 @@ def validate(model: Any, validation: Split, training: Split) -> Validation:
     """
     probabilities = predict_probabilities(model, validation.images)
     found = evaluate_probabilities(probabilities, validation.labels)
-    return Validation(found, probabilities, evaluate(model, training.first(2000)).loss)
+    return Validation(found, probabilities, evaluate(model, training.first(1000)).loss)
 
 
 def predict_probabilities(

@@ -56,7 +56,8 @@ class Bench:
 
     def __post_init__(self) -> None:
         require("blocks", self.blocks, self.blocks >= 2, "give at least 2")
-        require("examples", self.examples, self.examples is None or self.examples >= 1, "give more")
+        valid = self.examples is None or (self.recording and self.examples >= 1)
+        require("examples", self.examples, valid, "give at least 1, and --recording")
         require("steps", self.steps, 1 <= self.steps <= 400, "give 1 to 400")
 
     def run(self, screen: Screen) -> None:
@@ -108,7 +109,10 @@ class Bench:
         self, config: Config, build: Build, step: Step, data: Dataset, screen: Screen
     ) -> None:
         with tempfile.TemporaryDirectory(prefix="research-bench-") as folder:
-            config = dataclasses.replace(config, run_dir=Path(folder, "run"), epochs=1000)
+            # Checkpoints are no part of it: there is none but for one at the end of an epoch.
+            config = dataclasses.replace(
+                config, run_dir=Path(folder, "run"), epochs=1000, checkpoint_every="10000m"
+            )
             on = recorded_epochs(config, build, step, data, self.experiment, screen)
             off = plain_epochs(config, build, step, data)
             next(on), next(off)  # these warm up
@@ -146,7 +150,8 @@ def recorded_epochs(
 ) -> Generator[float, None, None]:
     """The seconds that each epoch of an experiment takes, a checkpoint at its end among them."""
     total_steps = config.epochs * steps_per_epoch(len(data.train), config.batch_size)
-    with StopRequest() as stop, Run(config, experiment, data, screen.say) as record:
+    stop = StopRequest()  # which listens only where it is entered
+    with Run(config, experiment, data, screen.say) as record:
         state = build(config, total_steps)
         record.restore(state, total_steps)
         reports = train(

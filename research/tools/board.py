@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -58,9 +59,11 @@ class Board:
             board.configure(["tensorboard", *options])
             try:
                 address = board.launch()
-            except program.TensorBoardServerException as error:
-                raise InputError(f"--port {self.port}: {one_line(error)}; give another") from error
+            except (program.TensorBoardServerException, OSError) as error:
+                where = f"--host {self.host}" if self.port is None else f"--port {self.port}"
+                raise InputError(f"{where}: {one_line(error)}; give another") from error
             screen.say(f"TensorBoard is at {address} (Ctrl-C ends it)")
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             # The viewer of profiles writes down each request.
             with contextlib.suppress(KeyboardInterrupt), silenced_stderr():
                 threading.Event().wait()
@@ -85,7 +88,7 @@ def _log_directory(runs: tuple[Path, ...]) -> Iterator[Path]:
         profiles = Path(temporary, "plugins", "profile")
         profiles.mkdir(parents=True)
         for run in (path.resolve() for path in runs):
-            place = Path(temporary, *run.parts[-2:])
+            place = Path(temporary, *(run.parts[1:][-2:] or ("root",)))
             number = 2
             while os.path.lexists(place):
                 place, number = place.with_name(f"{run.name}-{number}"), number + 1
@@ -93,6 +96,7 @@ def _log_directory(runs: tuple[Path, ...]) -> Iterator[Path]:
             place.symlink_to(run, target_is_directory=True)
             # The viewer of profiles does not look behind links.
             for profile in run.rglob("plugins/profile/*/"):
-                name = f"{place.relative_to(temporary)}-{profile.name}".replace("/", "-")
-                (profiles / name).symlink_to(profile, target_is_directory=True)
+                name = place.relative_to(temporary) / profile.relative_to(run)
+                link = profiles / "-".join(p for p in name.parts if p not in ("plugins", "profile"))
+                link.symlink_to(profile, target_is_directory=True)
         yield Path(temporary)

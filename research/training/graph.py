@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import re
 from typing import Any
 
@@ -21,11 +22,12 @@ def with_names_of_the_code(graph: Any) -> Any:
     names = {node.name: node.name for node in graph.node}
     # Keras adds a number to a layer's name as soon as the layer is called a second time.
     scopes = {name.removeprefix("gradient_tape/").partition("/")[0] for name in names}
-    numbered = {scope: re.sub(r"_\d+$", "", scope) for scope in scopes}
+    bases = {scope: re.sub(r"_\d+$", "", scope) for scope in scopes}
+    times = collections.Counter(bases.values())
     for old in names:
         first, *rest = old.removeprefix("gradient_tape/").split("/")
-        if rest and numbered[first] not in scopes:
-            names[old] = old.replace(first, numbered[first], 1)
+        if rest and times[bases[first]] == 1 and not first.startswith("replica_"):
+            names[old] = old.replace(first, bases[first], 1)
     operations = set(names.values())
     for node in graph.node:
         if node.op == "Placeholder":

@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+from research.files import storage_errors
+
 import tensorflow as tf
 
 
@@ -28,6 +30,9 @@ class Profiler:
 
     Args:
         profile: which steps; None for none.
+
+    Raises:
+        StorageError: by its methods, if the profile can't be written.
     """
 
     def __init__(self, profile: Profile | None) -> None:
@@ -48,7 +53,8 @@ class Profiler:
             yield
             return
         if not self._running:
-            tf.profiler.experimental.start(str(profile.folder))
+            with storage_errors(profile.folder, tf.errors.OpError):
+                tf.profiler.experimental.start(str(profile.folder))
             self._running = True
         with tf.profiler.experimental.Trace("train", step_num=done + 1, _r=1):
             yield
@@ -62,6 +68,7 @@ class Profiler:
         self._stop()
 
     def _stop(self) -> None:
-        if self._running:
+        if self._running and self._profile is not None:
             self._running = False
-            tf.profiler.experimental.stop()
+            with storage_errors(self._profile.folder, tf.errors.OpError):
+                tf.profiler.experimental.stop()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import tensorflow as tf
 
+# Names that the project gives to what it records itself.
+RESERVED = re.compile(
+    r"input_seconds|split|step|seconds|(speed|time|update_ratio|weights|figures)/.*"
+)
 KINDS = (
     "a scalar, images [N, height, width, channels] with 1, 3 or 4 channels, or a vector [N] for "
     "a histogram, of real numbers"
@@ -15,7 +20,7 @@ KINDS = (
 def sorted_by_kind(returned: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Sorts what a step has returned into scalars, float32, and all else.
 
-    All else are images, uint8 or float32 [N, height, width, channels], and vectors, float32 [N].
+    All else are images [N, height, width, channels] and vectors [N], uint8 or float32.
 
     Raises:
         ValueError: if something is of no kind that can be recorded, or is not named.
@@ -26,6 +31,8 @@ def sorted_by_kind(returned: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     for name, value in returned.items():
         if not isinstance(name, str) or not name:
             raise ValueError(f"the step returned the key {name!r}; keys are strings, and not empty")
+        if RESERVED.fullmatch(name):
+            raise ValueError(f"the step returned the key {name!r}, which is taken; give it another")
         tensor = _checked(name, value)
         if tensor.shape.rank == 0:
             scalars[name] = tf.cast(tensor, tf.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -82,9 +83,17 @@ class State:
         return found | {f"extra/{name}": variable for name, variable in self.extra.items()}
 
     def weights(self) -> dict[str, Any]:
-        """The trainable variables by name, such as ``conv1/kernel``: layer, slash, variable."""
-        prefix = f"{self.model.name}/"
-        return {v.path.removeprefix(prefix): v for v in self.model.trainable_variables}
+        """The trainable variables by name, such as ``conv1/kernel``: layer, slash, variable.
+
+        Where layers have been given the same name, a number is added to it.
+        """
+        found: dict[str, Any] = {}
+        for variable in self.model.trainable_variables:
+            layer, _, own = variable.path.removeprefix(f"{self.model.name}/").rpartition("/")
+            places = (f"{layer}_{n}" if n > 1 else layer for n in itertools.count(1))
+            names = (f"{place}/{own}" if layer else own for place in places)
+            found[next(name for name in names if name not in found)] = variable
+        return found
 
     def values(self) -> dict[str, npt.NDArray[Any]]:
         """The values of ``variables()``, copied to the host, in the same order."""

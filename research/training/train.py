@@ -126,7 +126,7 @@ def train(
         A report, at every step where one is due or asked for.
 
     Raises:
-        NonFiniteError: if a value that the step returns becomes NaN or infinite.
+        NonFiniteError: if a scalar that the step returns becomes NaN or infinite.
         RuntimeError: if the weights are the same after the first report as before.
         ValueError: if the step returns anything but scalars, images and vectors, each by name.
     """
@@ -172,11 +172,11 @@ def train(
                 alone = ahead - (1 < ahead == due)
                 count = min(alone, steps_per_call, steps_in_time, profiler.at_most(done))
                 weights = _weights_by_layer(state) if due == 1 else {}
-                begun = time.perf_counter()
                 with profiler.around(done):
+                    begun = time.perf_counter()
                     scalars, others = run_steps(tf.constant(count))
                     rows.append(scalars.numpy())
-                elapsed = time.perf_counter() - begun
+                    elapsed = time.perf_counter() - begun
                 seconds += elapsed
                 done += count
                 steps_in_time = max(1, int(SECONDS_PER_CALL / elapsed * count))
@@ -264,7 +264,8 @@ def _one_step(
         with tf.name_scope("batch"), tf.control_dependencies([begun]):
             batch_of_replica = take_batch(images, labels, indices)
         with tf.control_dependencies(batch_of_replica):
-            input_seconds = tf.cast(tf.timestamp() - begun, tf.float32)
+            # The clock may be set back.
+            input_seconds = tf.cast(tf.maximum(tf.timestamp() - begun, 0), tf.float32)
         scalars, others = sorted_by_kind(step(view, *batch_of_replica))
         names[:] = [*scalars, INPUT_SECONDS]
         row = tf.stack([*scalars.values(), input_seconds])
@@ -346,8 +347,6 @@ def _history(
     earlier: Mapping[str, npt.NDArray[np.float32]],
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Each metric's values step by step, behind those from before the run was resumed."""
-    if not rows:
-        return dict(earlier)
     history = dict(zip(names, np.concatenate(rows).T, strict=True))
     if earlier.keys() == history.keys():  # as long as nobody has edited the step in between
         history = {name: np.concatenate([earlier[name], new]) for name, new in history.items()}

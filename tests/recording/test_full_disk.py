@@ -85,8 +85,8 @@ def test_logs_can_be_read_and_continued_after_there_is_room_again(tmp_path: Path
         assert failed > 50
     metrics.close()
     board.close()
-    cut_metrics(tmp_path, tmp_path, 50)
-    cut_events(tmp_path, tmp_path, 50)
+    cut_metrics(tmp_path, tmp_path, 50, 50)
+    cut_events(tmp_path, tmp_path, 50, 50)
     metrics, board = MetricsFile(tmp_path), TensorBoardWriter(tmp_path)
     for step in range(51, 61):
         record(step)

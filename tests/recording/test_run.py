@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from research.config import Config
-from research.data.dataset import Dataset
+from research.data.dataset import Dataset, hold_out
 from research.errors import InputError
 from research.files import sha256
 from research.recording.environment import uncommitted_changes
 from research.recording.run import Run
+from research.recording.wall_time import WallTime
+from research.results.evaluation import validate
+from research.training.train import Step, train
 
 import pytest
-from conftest import EXPERIMENTS
+from conftest import EXPERIMENTS, make_state
 
 EXPERIMENT = EXPERIMENTS / "mnist_cnn.py"
 
@@ -46,6 +50,36 @@ def test_metrics_cover_every_step_once(finished_run: Path) -> None:
     validation = [line for line in lines(finished_run) if line["split"] == "validation"]
     assert [line["step"] for line in train] == [4, 8, 12, 16, 20, 24]
     assert [line["step"] for line in validation] == [8, 16, 24]
+
+
+def test_a_validation_that_no_checkpoint_knows_of_is_made_again(
+    tmp_path: Path, dataset: Dataset, step: Step
+) -> None:
+    config = Config(epochs=2, batch_size=32, holdout=50, run_dir=tmp_path / "run")
+    resumed = dataclasses.replace(config, run_dir=None, resume=config.run_dir)
+    training, validation = hold_out(dataset.train, 50, 0)
+    with Run(config, EXPERIMENT, dataset, print) as record:
+        state = make_state()
+        record.restore(state, 16)
+        report = next(train(state, step, training, epochs=2, batch_size=32))
+        assert (report.step, report.epoch_ended) == (8, True)
+        record.record_training(report, state, training, WallTime())
+        record.checkpoint(state)
+    for saved in (False, False, True):
+        with Run(resumed, EXPERIMENT, dataset, print) as record:
+            state = make_state()
+            assert record.restore(state, 16).step == 8
+            assert record.validation_due
+            assert [line["split"] for line in lines(tmp_path / "run")] == ["train"]
+            found = validate(state.model, validation, training)
+            record.record_validation(8, found, validation)
+            if saved:
+                record.checkpoint(state)
+    with Run(resumed, EXPERIMENT, dataset, print) as record:
+        at = record.restore(make_state(), 16)
+        assert not record.validation_due
+        assert at.best == {"step": 8, **{k: found.figures[k] for k in ("accuracy", "loss")}}
+    assert [line["split"] for line in lines(tmp_path / "run")] == ["train", "validation"]
 
 
 def test_runs_started_in_the_same_second_have_directories_of_their_own(

@@ -298,6 +298,8 @@ def test_a_stopped_a_failed_and_a_resumed_run_say_so(
     assert run_here(whole, "--fork", "run", "--at-step", "20", "--run-dir", "fork").status == 0
     lineage = values(read(tmp_path / "fork"), "about/lineage")[0].item().decode()
     assert lineage.endswith("run`, step 20")
+    assert run_here(whole, "--resume", "fork", "--epochs", "4").status == 0
+    assert "about/lineage" in read(tmp_path / "fork").Tags()["tensors"]
     for tag in ("figures/batch", "weights/conv1/kernel", "loss"):
         once = values(read(tmp_path / "fork" / "train"), tag)
         assert list(once) == sorted(once)
@@ -310,6 +312,8 @@ def test_a_stopped_a_failed_and_a_resumed_run_say_so(
         lambda: figures.gallery(np.full([3, 5, 4, 3], np.nan)),
         lambda: figures.gallery(np.full([100, 300, 300, 4], 1e9, np.float32)[:2]),
         lambda: figures.gallery(np.zeros([9, 1, 1, 1], np.uint8), "abcdefghi"),
+        lambda: figures.gallery(np.zeros([1, 1000, 4, 1])),
+        lambda: figures.gallery(np.zeros([2, 3, 2000, 3], np.uint8)),
         lambda: figures.mistakes([], make_split(3).images),
         lambda: figures.filters(np.zeros([3, 3, 2, 5])),
         lambda: figures.confusion(np.zeros([10, 10], int).tolist()),
@@ -318,6 +322,28 @@ def test_a_stopped_a_failed_and_a_resumed_run_say_so(
 )
 def test_a_figure_can_be_drawn_of_anything(picture: Callable[[], bytes]) -> None:
     assert Image.open(io.BytesIO(picture())).width > 0
+
+
+@pytest.mark.parametrize(
+    "vector",
+    [
+        np.array([1.0, 1.0 - 6e-8], np.float32),
+        np.array([1e9, 1e9 + 64], np.float32),
+        np.array([0.0, 1e-45], np.float32),
+        np.array([-3e38, 3e38], np.float32),
+        np.array([np.nan, 2.0, 2.0, np.inf], np.float32),
+        np.array([], np.float32),
+        np.arange(256).astype(np.uint8),
+    ],
+)
+def test_a_histogram_can_be_made_of_any_vector(vector: Any, tmp_path: Path) -> None:
+    board = TensorBoardWriter(tmp_path)
+    batch = make_split(4).images / 255, tf.one_hot([0, 1, 2, 3], 10)
+    board.training(1, {}, {"odd": tf.constant(vector)}, lambda: batch)
+    board.sync()
+    counts = values(read(tmp_path / "train"), "odd")[1][:, 2]
+    assert counts.sum() == np.isfinite(vector).sum()
+    board.close()
 
 
 def test_what_goes_wrong_while_drawing_is_not_lost(tmp_path: Path) -> None:

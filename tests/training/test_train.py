@@ -330,6 +330,8 @@ def test_a_loss_apart_from_the_model_is_refused() -> None:
         (lambda x: {}, "return a dictionary"),
         (lambda x: {3: tf.reduce_mean(x)}, "the key 3"),
         (lambda x: {"images": x}, "no scalar"),
+        (lambda x: {"time/of_mine": tf.reduce_mean(x)}, "'time/of_mine', which is taken"),
+        (lambda x: {"step": tf.reduce_mean(x)}, "'step', which is taken"),
         *(
             (lambda x, bad=bad: {"loss": tf.reduce_mean(x), "odd": bad(x)}, message)
             for bad, message in [
@@ -423,6 +425,36 @@ def test_the_graph_is_that_of_one_step_with_the_names_of_the_code(step: Step) ->
     for node in graph.node:
         for source in node.input:
             assert source.removeprefix("^").split(":")[0] in names
+
+
+def test_layers_called_twice_and_layers_of_one_name_can_be_told_apart() -> None:
+    layers = [tf.keras.layers.Dense(10, name="twin") for _ in range(2)]
+
+    class Twins(tf.keras.Model):
+        def __init__(self) -> None:
+            super().__init__(name="twins")
+            self.all = layers
+            self(tf.zeros([1, 28, 28, 1]))
+
+        def call(self, images: Any) -> Any:
+            flat = tf.reshape(images, [-1, 784])
+            return self.all[1](self.all[0](flat)) + self.all[1](self.all[0](-flat))
+
+    def step(state: State, images: Any, labels: Any) -> dict[str, Any]:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(state.loss(labels, state.model(images)))
+        return {"loss": loss, **state.update(state.gradients(tape, loss))}
+
+    loss = tf.keras.losses.CategoricalCrossentropy(from_logits=True, reduction="none")
+    state = State(model=Twins(), optimizer=tf.keras.optimizers.Adadelta(1.0), loss=loss)
+    assert set(state.weights()) == {
+        *("twin/kernel", "twin/bias", "twin_2/kernel", "twin_2/bias"),
+    }
+    graphs: list[Any] = []
+    (report,) = run(state, step, make_split(16), epochs=1, show_graph=graphs.append)
+    assert report.last_step["gradients/twin_2/kernel"].shape == (100,)
+    names = [node.name for node in graphs[0].node]
+    assert len(set(names)) == len(names)
 
 
 def test_profiling_some_steps_changes_nothing(step: Step, tmp_path: Path) -> None:
