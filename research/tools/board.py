@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -58,6 +59,7 @@ class Board:
             options += [] if self.port is None else ["--port", str(self.port)]
             board.configure(["tensorboard", *options])
             try:
+                _require_listenable(self.host)
                 address = board.launch()
             except (program.TensorBoardServerException, OSError) as error:
                 where = f"--host {self.host}" if self.port is None else f"--port {self.port}"
@@ -67,6 +69,12 @@ class Board:
             # The viewer of profiles writes down each request.
             with contextlib.suppress(KeyboardInterrupt), silenced_stderr():
                 threading.Event().wait()
+
+
+def _require_listenable(host: str) -> None:
+    """Raises an OSError where TensorBoard's server would print a line and leave the program."""
+    family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    socket.create_server(address[:2], family=family).close()
 
 
 def _fast_reader() -> str:
