@@ -66,11 +66,11 @@ def test_killed_at_random_moments_it_ends_as_if_uninterrupted(
     data_file: Path, tmp_path: Path
 ) -> None:
     verify = ("-m", "research", "verify", "--only-kills", "--json", "--data", data_file)
-    result = run_python(*verify, "--kills", "10", "--stops", "3", cwd=tmp_path)
+    result = run_python(*verify, "--kills", "5", "--stops", "2", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     (check,) = json.loads(result.stdout)
     assert check["holds"], check
-    assert check["found"].startswith("10 killed, 3 stopped")
+    assert check["found"].startswith("5 killed, 2 stopped")
 
 
 def test_a_finished_run_says_so_and_can_be_given_more_epochs(
