@@ -12,6 +12,7 @@ from typing import Any
 from research.config import Config
 from research.experiment import main
 from research.network.mnist_cnn import MnistCNN
+from research.training.optimizer import Adadelta
 from research.training.schedules import LearningRate
 from research.training.state import State
 
@@ -24,7 +25,7 @@ def build(config: Config, total_steps: int) -> State:
     learning_rate = LearningRate(config.learning_rate, total_steps, config.decay, warmup_steps)
     return State(
         model=MnistCNN(config.dense_width, config.dropout, config.seed, config.precision),
-        optimizer=tf.keras.optimizers.Adadelta(learning_rate, rho=0.95, epsilon=1e-7),
+        optimizer=Adadelta(learning_rate, rho=0.95, epsilon=1e-7),
         loss=tf.keras.losses.CategoricalCrossentropy(from_logits=True, reduction="none"),
         seed=config.seed,
         clip_norm=config.clip_norm,

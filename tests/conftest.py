@@ -14,6 +14,7 @@ from typing import Any
 import research
 from research.data.dataset import Dataset, Split
 from research.network.mnist_cnn import MnistCNN
+from research.training.optimizer import Adadelta
 from research.training.state import State
 
 import numpy as np
@@ -60,7 +61,7 @@ def make_state(
     """A state with a small network and the reference's optimizer and loss."""
     return State(
         model=MnistCNN(8, dropout_rates, seed, options.pop("precision", "float32")),
-        optimizer=tf.keras.optimizers.Adadelta(learning_rate, rho=0.95, epsilon=1e-7),
+        optimizer=Adadelta(learning_rate, rho=0.95, epsilon=1e-7),
         loss=tf.keras.losses.CategoricalCrossentropy(from_logits=True, reduction="none"),
         seed=seed,
         **options,

@@ -1,10 +1,136 @@
-"""What the network is made of beyond Keras's own layers."""
+"""What the network is made of beyond Keras's own layers.
+
+On a processor these compute the same as Keras's, faster; the comments say what each way saves of
+a step of the reference experiment (2 cores with AVX2, float32, batch 128). On a GPU, where they
+have not been measured, the convolutions are Keras's own.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from research.processor import has_bfloat16, has_only_avx2
+
 import tensorflow as tf
+
+Gradient = Callable[[Any], tuple[Any, Any]]
+
+
+class Conv2D(tf.keras.layers.Conv2D):
+    """``keras.layers.Conv2D`` with ReLU, and with max pooling after it if asked for.
+
+    Its weights, values and gradients are those of Keras's layers, but for rounding.
+
+    Args:
+        filters: channels of the output.
+        kernel_size: height and width of the kernel; no padding, strides of 1.
+        pool: height and width of what is pooled, and of the strides; None for no pooling.
+        options: further arguments of Keras's layer.
+    """
+
+    def __init__(
+        self, filters: int, kernel_size: int, *, pool: int | None = None, **options: Any
+    ) -> None:
+        super().__init__(filters, kernel_size, activation="relu", **options)
+        self.pool = pool
+
+    def call(self, inputs: Any) -> Any:
+        """Float [B, H, W, C] to [B, h, w, filters] in the layer's compute dtype."""
+        gpu = bool(tf.config.list_physical_devices("GPU"))
+        if gpu and self.pool is None:
+            return super().call(inputs)
+        if gpu:
+            return tf.nn.max_pool2d(super().call(inputs), self.pool, self.pool, "VALID")
+        outputs = _convolution(inputs, tf.convert_to_tensor(self.kernel))
+        if self.pool is not None:
+            # Neither adding the same to all nor ReLU changes which is the largest, so that they
+            # can come afterwards and have a quarter of the work. Saves 5%.
+            outputs = tf.nn.max_pool2d(outputs, self.pool, self.pool, "VALID", name="pool")
+        return _bias_relu(outputs, tf.convert_to_tensor(self.bias))
+
+
+def _convolution(inputs: Any, kernel: Any) -> Any:
+    """A convolution without padding."""
+    if kernel.dtype == tf.bfloat16 and not has_bfloat16():
+        # Products of bfloat16 numbers are exact in float32: only the order of the sums is
+        # another than in oneDNN's emulation, which takes ten times as long.
+        wide = _convolution(tf.cast(inputs, tf.float32), tf.cast(kernel, tf.float32))
+        return tf.cast(wide, tf.bfloat16)
+    many_channels = inputs.shape[-1] >= 8
+    if kernel.dtype == tf.float32 and many_channels and has_only_avx2():
+        return _convolution_with_products(inputs, kernel)
+    return tf.nn.conv2d(inputs, kernel, 1, "VALID")
+
+
+def _convolution_with_products(inputs: Any, kernel: Any) -> Any:
+    """A convolution whose kernel's gradient is computed by matrix products.
+
+    Without AVX-512 oneDNN has no good kernel for that gradient. Saves 12%.
+    """
+    scope = f"gradient_tape/{tf.get_current_name_scope()}/"  # where the graph shows gradients
+
+    @tf.custom_gradient
+    def convolution(inputs: Any, kernel: Any) -> tuple[Any, Gradient]:
+        def gradient(upstream: Any) -> tuple[Any, Any]:
+            with tf.name_scope(scope):
+                to_inputs = tf.raw_ops.Conv2DBackpropInput(
+                    input_sizes=tf.shape(inputs),
+                    filter=kernel,
+                    out_backprop=upstream,
+                    strides=[1, 1, 1, 1],
+                    padding="VALID",
+                )
+                return to_inputs, _kernel_gradient(inputs, upstream, kernel.shape)
+
+        return tf.nn.conv2d(inputs, kernel, 1, "VALID"), gradient
+
+    return convolution(inputs, kernel)
+
+
+def _kernel_gradient(inputs: Any, upstream: Any, shape: Any) -> Any:
+    """The gradient of a kernel [height, width, C, F] by one matrix product for each of its rows.
+
+    With ``upstream`` filled up with zeros to the size of ``inputs``, and both seen as a list of
+    pixels, row after row and image after image, that which meets an element of the kernel is
+    a fixed number of pixels further on in the one list than in the other.
+    """
+    height, width, channels, filters = shape
+    fill = [[0, 0], [0, height - 1], [0, width - 1], [0, 0]]
+    rows = tf.reshape(tf.pad(upstream, fill), [-1, filters])
+    pixels = tf.reshape(inputs, [-1, channels])
+    count, line = tf.shape(pixels)[0], tf.shape(inputs)[2]
+    neighbours = tf.concat([pixels[j : count - (width - 1) + j] for j in range(width)], axis=1)
+    last = count - (height - 1) * line - (width - 1)  # what follows is filling
+    products = [
+        tf.matmul(neighbours[i * line : i * line + last], rows[:last], transpose_a=True)
+        for i in range(height)
+    ]
+    return tf.reshape(tf.stack(products), shape)
+
+
+def _bias_relu(inputs: Any, bias: Any) -> Any:
+    """Adds a bias [F] to [B, H, W, F] and sets what is negative to 0.
+
+    TensorFlow joins the gradients of a bias and of a convolution's kernel in an operation that is
+    slower than the two; a sum it leaves alone. Saves 3%.
+    """
+    scope = f"gradient_tape/{tf.get_current_name_scope()}/"  # where the graph shows gradients
+
+    @tf.custom_gradient
+    def bias_relu(inputs: Any, bias: Any) -> tuple[Any, Gradient]:
+        outputs = tf.nn.relu(tf.nn.bias_add(inputs, bias))
+
+        def gradient(upstream: Any) -> tuple[Any, Any]:
+            with tf.name_scope(scope):
+                # That of tf.nn.relu, which knows no other name.
+                below = tf.raw_ops.ReluGrad(gradients=upstream, features=outputs)
+                total = tf.reduce_sum(tf.cast(below, tf.float32), axis=[0, 1, 2])
+                return below, tf.cast(total, bias.dtype)
+
+        return outputs, gradient
+
+    return bias_relu(inputs, bias)
 
 
 def dropout(inputs: Any, rate: float, seed: Any, name: str = "dropout") -> Any:
@@ -26,4 +152,19 @@ def dropout(inputs: Any, rate: float, seed: Any, name: str = "dropout") -> Any:
         A tensor like ``inputs``, what is kept multiplied by 1 / (1 - rate).
     """
     with tf.name_scope(name):
-        return tf.nn.experimental.stateless_dropout(inputs, rate, seed, rng_alg="philox")
+        size = tf.size(inputs)
+        exact_in_a_byte = rate * 256 == int(rate * 256)
+        words = tf.random.stateless_uniform(
+            [(size + 3) // 4 if exact_in_a_byte else size],
+            seed,
+            minval=None,
+            maxval=None,
+            dtype=tf.uint32,
+            alg="philox",
+        )
+        # Numbers of 8 bits are made and compared faster, where they will do. Saves 3%.
+        values, numbers = 2**32, words
+        if exact_in_a_byte:
+            values, numbers = 2**8, tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:size]
+        kept = tf.reshape(numbers >= int(rate * values), tf.shape(inputs))
+        return inputs * (tf.cast(kept, inputs.dtype) * (1 / (1 - rate)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from research.network.layers import dropout
+from research.network.layers import Conv2D, dropout
 
 import numpy as np
 import tensorflow as tf
@@ -42,13 +42,10 @@ class MnistCNN(tf.keras.Model):
         seeds = np.random.SeedSequence(seed).generate_state(4) >> 1
         start = [tf.keras.initializers.GlorotUniform(seed=int(s)) for s in seeds]
         layers = tf.keras.layers
-        self.conv1 = layers.Conv2D(
-            32, 3, activation="relu", kernel_initializer=start[0], name="conv1", dtype=precision
+        self.conv1 = Conv2D(32, 3, kernel_initializer=start[0], name="conv1", dtype=precision)
+        self.conv2 = Conv2D(
+            64, 3, pool=2, kernel_initializer=start[1], name="conv2", dtype=precision
         )
-        self.conv2 = layers.Conv2D(
-            64, 3, activation="relu", kernel_initializer=start[1], name="conv2", dtype=precision
-        )
-        self.pool = layers.MaxPooling2D(2, name="pool", dtype=precision)
         self.flatten = layers.Flatten(name="flatten", dtype=precision)
         self.dense1 = layers.Dense(
             dense_width,
@@ -78,7 +75,6 @@ class MnistCNN(tf.keras.Model):
         """
         seeds = self._dropout_seeds(seed) if training else None
         x = self.conv2(self.conv1(images))
-        x = self.pool(x)
         if seeds:
             x = dropout(x, self.dropout_rates[0], seeds[0], "dropout1")
         x = self.dense1(self.flatten(x))

@@ -160,8 +160,7 @@ class State:
             measured = {"optimizer/learning_rate": self.optimizer.learning_rate}
             replicas = self.strategy.num_replicas_in_sync
             if self.share is not None:
-                # A replica without an example has a share of 0 and gradients of 0 / 0.
-                weighted = [tf.math.multiply_no_nan(g, self.share) for g in gradients]
+                weighted = [g * self.share for g in gradients]
                 context = tf.distribute.get_replica_context()
                 gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, weighted)
             norm = tf.linalg.global_norm(gradients)

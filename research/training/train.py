@@ -256,9 +256,11 @@ def _one_step(
     def one_replica(indices: Any) -> Any:
         share = None
         if replicas > 1:
-            batch, replica = tf.size(indices), tf.distribute.get_replica_context()
-            indices = indices[replica.replica_id_in_sync_group :: replicas]
-            share = tf.cast(tf.size(indices) / batch, tf.float32)
+            batch, replica = indices, tf.distribute.get_replica_context()
+            indices = batch[replica.replica_id_in_sync_group :: replicas]
+            share = tf.cast(tf.size(indices) / tf.size(batch), tf.float32)
+            # Without any example it takes one that does not count: not all kernels can do nothing.
+            indices = tf.cond(tf.size(indices) > 0, lambda: indices, lambda: batch[:1])
         view = dataclasses.replace(state, share=share)
         begun = tf.timestamp()
         with tf.name_scope("batch"), tf.control_dependencies([begun]):
@@ -269,7 +271,7 @@ def _one_step(
         scalars, others = sorted_by_kind(step(view, *batch_of_replica))
         names[:] = [*scalars, INPUT_SECONDS]
         row = tf.stack([*scalars.values(), input_seconds])
-        return row if share is None else tf.math.multiply_no_nan(row, share), others
+        return row if share is None else row * share, others
 
     def one_step(order: Any) -> Any:
         indices = batch_indices(order, state.step % per_epoch, batch_size)

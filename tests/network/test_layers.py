@@ -1,0 +1,115 @@
+"""The layers that are faster than Keras's compute what Keras's compute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from research.network.layers import Conv2D, dropout
+from research.seeds import derive_seed
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+
+def made(shape: list[int], number: int) -> Any:
+    """Normally distributed numbers that bfloat16 can hold."""
+    numbers = tf.random.stateless_normal(shape, [1, number])
+    return tf.cast(tf.cast(numbers, tf.bfloat16), tf.float32)
+
+
+def ours_and_keras(channels: int, pool: int | None, precision: str) -> tuple[Any, Any, Any]:
+    """Our layer, Keras's in the same precision, and Keras's in float32, with the same weights."""
+    ours = Conv2D(16, 3, pool=pool, dtype=precision)
+    ours(tf.zeros([1, 10, 9, channels]))
+    weights = [made(w.shape, number).numpy() for number, w in enumerate(ours.get_weights())]
+
+    def keras(dtype: str) -> Any:
+        layers = [tf.keras.layers.Conv2D(16, 3, activation="relu", dtype=dtype)]
+        layers += [tf.keras.layers.MaxPooling2D(pool, dtype=dtype)] if pool else []
+        model = tf.keras.Sequential([tf.keras.Input((10, 9, channels)), *layers])
+        model.set_weights(weights)
+        return model
+
+    ours.set_weights(weights)
+    return ours, keras(precision), keras("float32")
+
+
+def values_and_gradients(layer: Any, inputs: Any) -> list[Any]:
+    """The output, and gradients by the input, the kernel and the bias, compiled as in training."""
+
+    @tf.function
+    def compute() -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = tf.cast(layer(inputs), tf.float32)
+            loss = tf.reduce_sum(outputs * made(outputs.shape, 7))
+        return outputs, *tape.gradient(loss, [inputs, *[v.value for v in layer.variables]])
+
+    return [value.numpy() for value in compute()]
+
+
+@pytest.mark.parametrize("only_avx2", [True, False])
+@pytest.mark.parametrize(("channels", "pool"), [(1, None), (8, None), (8, 2), (16, 3)])
+def test_a_convolution_computes_what_keras_computes(
+    channels: int, pool: int | None, only_avx2: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("research.network.layers.has_only_avx2", lambda: only_avx2)
+    inputs = made([5, 10, 9, channels], 3)
+    ours, keras, _ = ours_and_keras(channels, pool, "float32")
+    pairs = zip(
+        values_and_gradients(ours, inputs), values_and_gradients(keras, inputs), strict=True
+    )
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("in_hardware", [True, False])
+@pytest.mark.parametrize(("channels", "pool"), [(1, None), (8, 2)])
+def test_in_bfloat16_it_is_as_exact_as_keras(
+    channels: int, pool: int | None, in_hardware: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("research.network.layers.has_bfloat16", lambda: in_hardware)
+    inputs = made([5, 10, 9, channels], 3)
+    found = [
+        values_and_gradients(layer, inputs)
+        for layer in ours_and_keras(channels, pool, "mixed_bfloat16")
+    ]
+    for ours, keras, exact in zip(*found, strict=True):
+        error, allowed = np.linalg.norm(ours - exact), np.linalg.norm(keras - exact)
+        assert error <= 1.1 * allowed
+        assert allowed < 0.1 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.125, 0.25, 0.3, 0.5])
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16, tf.float16])
+def test_dropout_drops_the_rate_and_keeps_the_mean(rate: float, dtype: tf.DType) -> None:
+    ones = tf.ones([401, 501], dtype)
+    out = tf.cast(dropout(ones, rate, derive_seed(0, "dropout", 1)), tf.float32).numpy()
+    # Five standard deviations of a binomial share.
+    assert np.mean(out == 0) == pytest.approx(rate, abs=5 * np.sqrt(rate * (1 - rate) / out.size))
+    assert set(np.unique(out)) <= {0.0, np.float32(tf.cast(1 / (1 - rate), dtype))}
+
+
+def test_what_is_dropped_is_independent_of_place_step_and_replica() -> None:
+    kept = np.stack(
+        [
+            dropout(tf.ones([100_000]), 0.5, derive_seed(0, "dropout", step, replica)).numpy() > 0
+            for step in (1, 2)
+            for replica in (0, 1)
+        ]
+    )
+    # Neighbours come from one random word; each correlation is below five standard deviations.
+    neighbours = [kept[:, shift:] == kept[:, :-shift] for shift in (1, 2, 3, 4)]
+    others = [kept[i] == kept[j] for i in range(4) for j in range(i)]
+    for agree in (*neighbours, *others):
+        assert np.mean(agree) == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(agree.size))
+
+
+def test_the_gradient_of_dropout_has_the_same_mask() -> None:
+    inputs, seed = made([7, 9], 1), tf.constant([1, 2])
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        outputs = dropout(inputs, 0.25, seed)
+    gradient = tape.gradient(outputs, inputs)
+    np.testing.assert_allclose(outputs, gradient * inputs, rtol=1e-6)
