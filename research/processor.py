@@ -7,6 +7,9 @@ import os
 import platform
 from pathlib import Path
 
+# The environment variables that are set here, and not by the user.
+variables_set: set[str] = set()
+
 
 def use_onednn() -> None:
     """Has TensorFlow compute with oneDNN, which it does by itself on some processors only.
@@ -14,8 +17,9 @@ def use_onednn() -> None:
     Without AVX-512, too, it is faster: it saves a fifth of a step. To be called before TensorFlow
     is imported; what the user has set stays. See https://github.com/oneapi-src/oneDNN.
     """
-    if platform.machine() in ("x86_64", "AMD64"):
-        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    if platform.machine() in ("x86_64", "AMD64") and "TF_ENABLE_ONEDNN_OPTS" not in os.environ:
+        os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
+        variables_set.add("TF_ENABLE_ONEDNN_OPTS")
 
 
 def has_bfloat16() -> bool:

@@ -1,143 +1,183 @@
-"""The verb ``bench``: this loop beside Keras's own ``fit``, on the same machine in one run."""
+"""The verb ``bench``: this loop beside what else one would use, on the same machine in one run."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib.util
 import json
-import resource
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from research.config import Config, require
-from research.data.batches import steps_per_epoch
-from research.data.dataset import NUM_CLASSES, Dataset
+from research.config import require
+from research.data.dataset import Dataset
 from research.data.mnist import load_mnist
-from research.experiment import record_training
-from research.network.mnist_cnn import MnistCNN
-from research.recording.run import Run
-from research.recording.screen import Screen, TrainingProgress
-from research.results.evaluation import evaluate
-from research.signals import StopRequest
+from research.errors import InputError
+from research.processor import variables_set
+from research.recording.screen import Screen
+from research.tools import bench_others
+from research.tools.bench_loops import floating_point_operations, serve
+from research.tools.bench_recording import compare_recording
 from research.tools.load_experiment import EXPERIMENTS, load_experiment
-from research.training.state import State
-from research.training.train import Report, Step, train
 
-import tensorflow as tf
+import numpy as np
 import tyro
 from rich.table import Table
 
-Build = Callable[[Any, int], State]
+Ours = Literal["ours-float32", "ours-bfloat16", "products-float32", "products-bfloat16"]
+Others = Literal["fit-float32", "fit-bfloat16", "torch-float32"]
+Loop = Literal[Ours, Others]
+
+SHOWN_OPERATIONS = 12
+
+
+def _installed() -> tuple[Loop, ...]:
+    torch = importlib.util.find_spec("torch") is not None
+    return tuple(loop for loop in get_args(Loop) if torch or not loop.startswith("torch"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """Measure steps per second and peak memory against Keras fit. Let nothing else run."""
+    """Measure steps per second and peak memory against Keras fit. Let nothing else run.
+
+    Each loop runs in a process of its own, and they take turns, so that a slow moment of the
+    machine hits all of them. Keras and PyTorch, where it is installed, run as they come. The
+    arithmetic of a step, computed as large matrix products, tells how fast it could be at best.
+    """
 
     experiment: Annotated[Path, tyro.conf.Positional] = EXPERIMENTS / "mnist_cnn.py"
     """The file of the experiment whose step is measured."""
     blocks: int = 5
-    """Blocks of each kind; they alternate, so that a slow moment of the machine hits both."""
+    """Turns that each loop has."""
     steps: int = 60
-    """Steps in a block."""
+    """Steps in a turn."""
+    loops: tuple[Loop, ...] = dataclasses.field(default_factory=_installed)
+    """Which loops to measure."""
     json: bool = False
-    """Print JSON instead of a table."""
+    """Print JSON instead of tables."""
     recording: bool = False
     """Measure instead what recording costs: whole epochs of an experiment, with it and without."""
     examples: int | None = None
     """With --recording: epochs of the first so many examples only."""
-    only: Literal["ours", "fit"] | None = None
-    """Run one block of one kind and print its peak memory in MiB; used for that figure."""
+    serve: Ours | None = None
+    """Be one of those processes: take a turn for each line of the standard input."""
 
     def __post_init__(self) -> None:
         require("blocks", self.blocks, self.blocks >= 2, "give at least 2")
         valid = self.examples is None or (self.recording and self.examples >= 1)
         require("examples", self.examples, valid, "give at least 1, and --recording")
         require("steps", self.steps, 1 <= self.steps <= 400, "give 1 to 400")
+        for loop in self.loops:
+            missing = "it is not installed; pip install torch"
+            require("loops", loop, loop in _installed(), missing)
 
     def run(self, screen: Screen) -> None:
         """Measures and prints."""
         config_type, build, step = load_experiment(self.experiment)
         config = config_type()
-        screen.console.quiet = self.json
+        screen.console.quiet = self.json or self.serve is not None
         data = load_mnist(screen.say)
-        if self.recording:
-            data = data.first(self.examples)
-            self._compare_recording(config, build, step, data, screen)
-            return
-        ours = our_blocks(config, build, step, data, self.steps)
-        fit = fit_blocks(data, config.batch_size, self.steps)
-        if self.only is not None:
-            next(ours if self.only == "ours" else fit)
-            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
-            return
-        # A process keeps its peak: memory is measured in processes of their own.
-        memory = {kind: self._peak_memory(kind) for kind in ("ours", "fit")}
-        speeds: dict[str, list[float]] = {"ours": [], "fit": []}
-        next(ours), next(fit)  # these warm up
-        for block in range(1, self.blocks + 1):
-            speeds["ours"].append(self.steps / next(ours))
-            speeds["fit"].append(self.steps / next(fit))
-            if not self.json:
-                figures = ", ".join(f"{kind} {s[-1]:.2f}" for kind, s in speeds.items())
-                screen.say(f"block {block}/{self.blocks}  steps per second: {figures}")
-        ratios = [a / b for a, b in zip(speeds["ours"], speeds["fit"], strict=True)]
-        if self.json:
-            result = {"steps_per_second": speeds, "ratio": ratios, "peak_memory_mib": memory}
-            print(json.dumps(result, indent=2))
-            return
-        table = Table("", "this loop", "Keras fit", "ratio")
-        table.add_row("steps per second", mean(speeds["ours"]), mean(speeds["fit"]), mean(ratios))
-        table.add_row(
-            "peak memory, MiB",
-            str(memory["ours"]),
-            str(memory["fit"]),
-            f"{memory['ours'] / memory['fit']:.2f}",
-        )
+        if self.serve is not None:
+            serve(self.serve, config, build, step, data, self.steps)
+        elif self.recording:
+            compare_recording(
+                *(config, build, step, data.first(self.examples), self.experiment),
+                blocks=self.blocks,
+                as_json=self.json,
+                screen=screen,
+            )
+        else:
+            found = self._measure(data, config.batch_size, screen)
+            if self.json:
+                print(json.dumps(found, indent=2))
+            else:
+                self._show(found, screen)
+                screen.say(
+                    f"{self.experiment}, batch {config.batch_size}; "
+                    f"mean ± standard deviation, n = {self.blocks}"
+                )
+
+    def _measure(self, data: Dataset, batch_size: int, screen: Screen) -> dict[str, Any]:
+        milliseconds: dict[str, list[float]] = {loop: [] for loop in self.loops}
+        memory: dict[str, int] = {}
+        with contextlib.ExitStack() as stack:
+            processes = stack.enter_context(self._processes(data, batch_size))
+            for loop in self.loops:
+                screen.say(f"warming up: {loop}")
+                processes[loop]("turn")
+            for block in range(self.blocks):
+                # Each comes first at times, and after each of its neighbours.
+                first = block // 2 % len(self.loops)
+                order = [*self.loops[first:], *self.loops[:first]][:: -1 if block % 2 else 1]
+                for loop in order:
+                    answer = processes[loop]("turn")
+                    milliseconds[loop].append(1000 * answer["seconds"] / self.steps)
+                    memory[loop] = answer["peak_memory_mib"]
+                shown = ", ".join(f"{loop} {times[-1]:.0f}" for loop, times in milliseconds.items())
+                screen.say(f"block {block + 1}/{self.blocks}  milliseconds per step: {shown}")
+            ours = [loop for loop in self.loops if loop.startswith("ours")]
+            return {
+                "batch_size": batch_size,
+                "gigaflop_per_step": floating_point_operations(batch_size) / 1e9,
+                "milliseconds_per_step": milliseconds,
+                "peak_memory_mib": {k: v for k, v in memory.items() if "products" not in k},
+                "operations_milliseconds": {loop: processes[loop]("operations") for loop in ours},
+            }
+
+    @contextlib.contextmanager
+    def _processes(self, data: Dataset, batch_size: int) -> Iterator[dict[Loop, Any]]:
+        """For each loop a function that sends its process a line and returns the answer."""
+        with contextlib.ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="research-")))
+            file = folder / "data.npz"
+            np.savez(file, images=data.train.images, labels=data.train.labels)
+            processes = {}
+            for loop in self.loops:
+                command, environment = [sys.executable], dict(os.environ)
+                if loop in get_args(Ours):
+                    command += ["-m", "research", "bench", str(self.experiment)]
+                    command += ["--serve", loop, "--steps", str(self.steps)]
+                else:
+                    command += [bench_others.__file__, loop, str(file)]
+                    command += [str(batch_size), str(self.steps)]
+                    environment = {k: v for k, v in environment.items() if k not in variables_set}
+                processes[loop] = stack.enter_context(_process(loop, command, environment))
+            yield processes
+
+    def _show(self, found: dict[str, Any], screen: Screen) -> None:
+        times, memory = found["milliseconds_per_step"], found["peak_memory_mib"]
+
+        def ratio(above: str, below: str) -> str:
+            if above == below or not times.get(above) or not times.get(below):
+                return ""
+            return mean([a / b for a, b in zip(times[above], times[below], strict=True)])
+
+        table = Table("", "steps per second", "ms per step", "over the floor", "peak MiB")
+        table.add_column("speed over fit-float32")
+        table.add_column("over fit-bfloat16")
+        for loop in self.loops:
+            table.add_row(
+                *(loop, mean([1000 / time for time in times[loop]]), mean(times[loop])),
+                *(ratio(loop, f"products-{loop.partition('-')[2]}"), str(memory.get(loop, ""))),
+                *(ratio("fit-float32", loop), ratio("fit-bfloat16", loop)),
+            )
         screen.console.print(table)
         screen.say(
-            f"{self.experiment}, batch {config.batch_size}; "
-            f"mean ± standard deviation, n = {self.blocks}"
+            f"The floor: {found['gigaflop_per_step']:.1f} GFLOP of a step, as matrix products."
         )
-
-    def _compare_recording(
-        self, config: Config, build: Build, step: Step, data: Dataset, screen: Screen
-    ) -> None:
-        with tempfile.TemporaryDirectory(prefix="research-bench-") as folder:
-            # Checkpoints are no part of it: there is none but for one at the end of an epoch.
-            config = dataclasses.replace(
-                config, run_dir=Path(folder, "run"), epochs=1000, checkpoint_every="10000m"
-            )
-            on = recorded_epochs(config, build, step, data, self.experiment, screen)
-            off = plain_epochs(config, build, step, data)
-            next(on), next(off)  # these warm up
-            pairs = []
-            for block in range(1, self.blocks + 1):
-                # Whichever comes second finds the machine warmer.
-                first = block % 2 == 0
-                a, b = (next(on if first else off), next(off if first else on))
-                pairs.append((a, b) if first else (b, a))
-                screen.say(f"block {block}/{self.blocks}  seconds: {pairs[-1]}")
-            on.close()
-        ratios = [without / recorded for recorded, without in pairs]
-        if self.json:
-            print(json.dumps({"seconds": pairs, "throughput_ratio": ratios}, indent=2))
-            return
-        screen.say(
-            f"Throughput with recording over that without: {mean(ratios)} (mean ± standard "
-            f"deviation), {statistics.median(ratios):.3f} (median), n = {self.blocks} epochs each"
-        )
-
-    def _peak_memory(self, kind: str) -> int:
-        command = [sys.executable, "-m", "research", "bench", str(self.experiment)]
-        command += ["--only", kind, "--steps", str(self.steps)]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        return int(output.split()[-1])
+        for loop, operations in found["operations_milliseconds"].items():
+            table = Table(f"{loop}: operation", "ms per step")
+            listed = list(operations.items())
+            rest = sum(time for _, time in listed[SHOWN_OPERATIONS:])
+            for name, time in [*listed[:SHOWN_OPERATIONS], ("all others", rest)]:
+                table.add_row(name, f"{time:.1f}")
+            screen.console.print(table)
 
 
 def mean(values: list[float]) -> str:
@@ -145,77 +185,33 @@ def mean(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
-def recorded_epochs(
-    config: Config, build: Build, step: Step, data: Dataset, experiment: Path, screen: Screen
-) -> Generator[float, None, None]:
-    """The seconds that each epoch of an experiment takes, a checkpoint at its end among them."""
-    total_steps = config.epochs * steps_per_epoch(len(data.train), config.batch_size)
-    stop = StopRequest()  # which listens only where it is entered
-    with Run(config, experiment, data, screen.say) as record:
-        state = build(config, total_steps)
-        record.restore(state, total_steps)
-        reports = train(
-            *(state, step, data.train),
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            report_now=record.checkpoint_due,
-            show_graph=record.show_graph,
-        )
-        while True:
-            progress = TrainingProgress(screen, config.epochs, total_steps)
-            begun = time.perf_counter()
-            epoch = _to_end_of_epoch(reports)
-            record_training(epoch, state, data.train, data.test, record, progress, stop)
-            yield time.perf_counter() - begun
-
-
-def plain_epochs(config: Config, build: Build, step: Step, data: Dataset) -> Iterator[float]:
-    """The seconds that each epoch takes where all that happens is training and validation."""
-    state = build(config, 1)
-    reports = train(state, step, data.train, epochs=config.epochs, batch_size=config.batch_size)
-    while True:
-        begun = time.perf_counter()
-        for _ in _to_end_of_epoch(reports):
-            pass
-        evaluate(state.model, data.test)
-        yield time.perf_counter() - begun
-
-
-def _to_end_of_epoch(reports: Iterator[Report]) -> Iterator[Report]:
-    for report in reports:
-        yield report
-        if report.epoch_ended:
-            return
-
-
-def our_blocks(
-    config: Config, build: Build, step: Step, data: Dataset, steps: int
-) -> Iterator[float]:
-    """The seconds that each block of ``steps`` steps of an experiment takes."""
-    state = build(config, steps)
-    done, seconds = 0, 0.0
-    for report in train(
-        state, step, data.train, epochs=10**6, batch_size=config.batch_size, report_every=steps
+@contextlib.contextmanager
+def _process(loop: str, command: list[str], environment: dict[str, str]) -> Iterator[Any]:
+    """Starts a process; gives a function that sends it a line, and returns its answer."""
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            env=environment,
+        ) as process,
     ):
-        seconds += report.seconds
-        done += len(next(iter(report.history.values())))
-        if done >= steps:
-            yield seconds / done * steps
-            done, seconds = 0, 0.0
 
+        def ask(line: str) -> Any:
+            assert process.stdin is not None and process.stdout is not None
+            try:
+                print(line, file=process.stdin, flush=True)
+                return json.loads(process.stdout.readline())
+            except (OSError, ValueError) as error:
+                said.seek(0)
+                raise InputError(
+                    f"{loop}: ended early: {' '.join(said.read().split())[-300:]}"
+                ) from error
 
-def fit_blocks(data: Dataset, batch_size: int, steps: int) -> Iterator[float]:
-    """The seconds that ``fit`` takes for ``steps`` steps of the well-known Keras script."""
-    model = MnistCNN().stock_twin()
-    model.compile(
-        tf.keras.optimizers.Adadelta(1.0, rho=0.95, epsilon=1e-7),
-        loss="categorical_crossentropy",
-        metrics=["accuracy"],
-    )
-    images = data.train.images.astype("float32") / 255
-    labels = tf.keras.utils.to_categorical(data.train.labels, NUM_CLASSES)
-    count = steps * batch_size
-    while True:
-        begun = time.perf_counter()
-        model.fit(images[:count], labels[:count], batch_size=batch_size, verbose=0)
-        yield time.perf_counter() - begun
+        try:
+            yield ask
+        finally:
+            process.kill()

@@ -1,0 +1,138 @@
+"""This project's loop as ``bench`` measures it, and the arithmetic that no loop can avoid."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import math
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from research.config import Config
+from research.data.dataset import Dataset
+from research.network.mnist_cnn import MnistCNN
+from research.training.profiler import Profile
+from research.training.state import State
+from research.training.train import Step, train
+
+import tensorflow as tf
+from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+# Large enough for a matrix product to come near what the processor can do.
+PRODUCT_SIZE = 2048
+PRODUCTS = 8
+PROFILED_STEPS = 10
+
+
+def serve(
+    loop: str,
+    config: Config,
+    build: Callable[[Any, int], State],
+    step: Step,
+    data: Dataset,
+    steps: int,
+) -> None:
+    """Answers each line of the standard input with a line of JSON.
+
+    Args:
+        loop: ``ours-float32``, ``ours-bfloat16``, ``products-float32`` or ``products-bfloat16``.
+        config, build, step: the experiment.
+        data: its training examples are used.
+        steps: in a turn. To ``turn`` the answer is the seconds that the next turn takes, and the
+            most memory used so far, in MiB; to ``operations``, see there.
+    """
+    kind, _, number_format = loop.partition("-")
+    if number_format == "bfloat16":
+        config = dataclasses.replace(config, precision="mixed_bfloat16")
+    if kind == "ours":
+        turns = our_turns(config, build, step, data, steps)
+    else:
+        turns = product_turns(config, steps)
+    for line in sys.stdin:
+        if line.strip() == "operations":
+            print(json.dumps(operations(config, build, step, data)), flush=True)
+            continue
+        seconds = next(turns)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        print(json.dumps({"seconds": seconds, "peak_memory_mib": peak}), flush=True)
+
+
+def our_turns(
+    config: Config, build: Callable[[Any, int], State], step: Step, data: Dataset, steps: int
+) -> Iterator[float]:
+    """The seconds that each turn of ``steps`` steps of an experiment takes."""
+    state = build(config, steps)
+    done, seconds = 0, 0.0
+    for report in train(
+        state, step, data.train, epochs=10**6, batch_size=config.batch_size, report_every=steps
+    ):
+        seconds += report.seconds
+        done += len(next(iter(report.history.values())))
+        if done >= steps:
+            yield seconds / done * steps
+            done, seconds = 0, 0.0
+
+
+def product_turns(config: Config, steps: int) -> Iterator[float]:
+    """The seconds that the arithmetic of ``steps`` steps takes as large matrix products."""
+    matrix = tf.random.stateless_uniform([PRODUCT_SIZE, PRODUCT_SIZE], seed=[0, 0])
+    if config.precision == "mixed_bfloat16":
+        matrix = tf.cast(matrix, tf.bfloat16)
+    wanted = steps * floating_point_operations(config.batch_size)
+    while True:
+        begun = time.perf_counter()
+        for _ in range(PRODUCTS):
+            product = tf.matmul(matrix, matrix)
+        product.numpy()
+        yield (time.perf_counter() - begun) / (PRODUCTS * 2 * PRODUCT_SIZE**3) * wanted
+
+
+def floating_point_operations(batch_size: int) -> int:
+    """Additions and multiplications of a step, in convolutions and dense layers.
+
+    A layer's output, the gradient of its kernel and that of its input take the same number each;
+    the first layer's input needs no gradient.
+    """
+    layers = [layer for layer in MnistCNN().stock_twin().layers if hasattr(layer, "kernel")]
+    forward = [
+        2 * math.prod(layer.output.shape[1:-1]) * math.prod(layer.kernel.shape) for layer in layers
+    ]
+    return batch_size * (3 * sum(forward) - forward[0])
+
+
+def operations(
+    config: Config, build: Callable[[Any, int], State], step: Step, data: Dataset
+) -> dict[str, float]:
+    """Milliseconds of a step by operation, ``<layer or scope> <operation>``, longest first.
+
+    Operations that run beside one another both count in full.
+    """
+    state = build(config, PROFILED_STEPS)
+    seconds: collections.Counter[str] = collections.Counter()
+    with tempfile.TemporaryDirectory(prefix="research-bench-") as folder:
+        profile = Profile(PROFILED_STEPS + 1, 2 * PROFILED_STEPS, Path(folder))
+        for _ in train(
+            *(state, step, data.train),
+            epochs=1,
+            batch_size=config.batch_size,
+            until=2 * PROFILED_STEPS,
+            report_every=2 * PROFILED_STEPS + 1,
+            profile=profile,
+        ):
+            pass
+        for path in Path(folder).rglob("*.xplane.pb"):
+            for plane in xplane_pb2.XSpace.FromString(path.read_bytes()).planes:
+                for event in (event for line in plane.lines for event in line.events):
+                    full_name = plane.event_metadata[event.metadata_id].name
+                    name, _, operation = full_name.rpartition(":")
+                    scopes = name.partition("StatefulPartitionedCall/")[2].split("/")
+                    if len(scopes) > 1:
+                        scope = scopes[scopes[0] == "gradient_tape"]
+                        seconds[f"{scope} {operation}"] += event.duration_ps / 1e12
+    return {name: 1000 * total / PROFILED_STEPS for name, total in seconds.most_common()}

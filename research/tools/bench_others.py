@@ -1,0 +1,93 @@
+"""What ``bench`` compares this project's loop with: Keras's ``fit``, and PyTorch.
+
+A program of its own that knows nothing of this project, so that nothing is set up differently
+from what its users have. Its arguments are the loop, an .npz with images and labels, the batch
+size and the steps in a turn; it takes a turn for each line of the standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+
+def fit_turns(
+    images: Any, labels: Any, batch_size: int, steps: int, precision: str
+) -> Iterator[float]:
+    """The seconds that ``fit`` takes for ``steps`` steps of the well-known Keras script."""
+    import keras
+
+    keras.mixed_precision.set_global_policy(precision)
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.Conv2D(64, 3, activation="relu"),
+            layers.MaxPooling2D(2),
+            layers.Dropout(0.25),
+            layers.Flatten(),
+            layers.Dense(256, activation="relu"),
+            layers.Dropout(0.5),
+            layers.Dense(10, activation="softmax", dtype="float32"),
+        ]
+    )
+    optimizer = keras.optimizers.Adadelta(1.0, rho=0.95, epsilon=1e-7)
+    model.compile(optimizer, loss="categorical_crossentropy", metrics=["accuracy"])
+    count = steps * batch_size
+    images = images[:count].astype("float32") / 255
+    labels = keras.utils.to_categorical(labels[:count], 10)
+    while True:
+        begun = time.perf_counter()
+        model.fit(images, labels, batch_size=batch_size, verbose=0)
+        yield time.perf_counter() - begun
+
+
+def torch_turns(images: Any, labels: Any, batch_size: int, steps: int) -> Iterator[float]:
+    """The seconds that PyTorch takes for ``steps`` steps of the same network."""
+    import torch
+    from torch import nn
+
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Dropout(0.25), nn.Flatten(), nn.Linear(9216, 256), nn.ReLU(), nn.Dropout(0.5)),
+        nn.Linear(256, 10),
+    )
+    optimizer = torch.optim.Adadelta(model.parameters(), lr=1.0, rho=0.95, eps=1e-7)
+    loss_function = nn.CrossEntropyLoss()
+    all_images = torch.from_numpy(images).permute(0, 3, 1, 2)
+    all_labels = torch.from_numpy(labels).long()
+    while True:
+        begun = time.perf_counter()
+        order = torch.randperm(len(all_images))[: steps * batch_size]
+        for batch in order.split(batch_size):
+            optimizer.zero_grad()
+            logits = model(all_images[batch].float() / 255)
+            loss_function(logits, all_labels[batch]).backward()
+            optimizer.step()
+        yield time.perf_counter() - begun
+
+
+def main(loop: str, data: str, batch_size: str, steps: str) -> None:
+    """Answers each line with the seconds of a turn, and the most memory used so far in MiB."""
+    with np.load(data) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    arguments = (images, labels, int(batch_size), int(steps))
+    if loop == "torch-float32":
+        turns = torch_turns(*arguments)
+    else:
+        turns = fit_turns(*arguments, {"fit-bfloat16": "mixed_bfloat16"}.get(loop, "float32"))
+    for _ in sys.stdin:
+        seconds = next(turns)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        print(json.dumps({"seconds": seconds, "peak_memory_mib": peak}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
