@@ -6,8 +6,13 @@ that TensorFlow writes while it is imported off the screen, for the run's log.
 
 from __future__ import annotations
 
+import time
+
 from research.processor import use_onednn
 from research.stderr import import_tensorflow_quietly
+
+# When the program began, as time.monotonic() counts, but for the start of Python itself.
+BEGUN = time.monotonic()
 
 use_onednn()
 import_tensorflow_quietly()

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from research import BEGUN
 from research.config import AnyConfig, Config, parse, require
 from research.data.batches import steps_per_epoch
 from research.data.dataset import Dataset, Split, hold_out
@@ -18,7 +19,7 @@ from research.errors import InputError, NonFiniteError, StorageError
 from research.recording.run import Run, refuse_existing
 from research.recording.screen import Screen, TrainingProgress
 from research.recording.tensorboard import EMBEDDED
-from research.recording.wall_time import WallTime
+from research.recording.wall_time import StartUp, WallTime
 from research.results.evaluation import (
     embed,
     evaluate_probabilities,
@@ -29,7 +30,7 @@ from research.results.export import export_h5
 from research.signals import StopRequest
 from research.training.profiler import Profile
 from research.training.state import State
-from research.training.strategy import make_strategy
+from research.training.strategy import calculates_with_bfloat16, make_strategy
 from research.training.train import Report, Step, train
 
 
@@ -50,12 +51,14 @@ def main(
             (130, 143, 138) after SIGINT, SIGTERM or SIGUSR1, when a checkpoint has been saved.
     """
     status, message = 0, ""
+    start_up = StartUp(BEGUN)
+    start_up.done("importing")
     with Screen() as screen:
         try:
             experiment = Path(inspect.getfile(build))
             about = inspect.getdoc(inspect.getmodule(build))
             config = parse(config_type, description=about, experiment=experiment.stem)
-            status = run(config, build, step, experiment, screen)
+            status = run(config, build, step, experiment, screen, start_up)
         except InputError as error:
             status, message = 2, str(error)
         except (NonFiniteError, StorageError) as error:
@@ -78,17 +81,21 @@ def run(
     step: Step,
     experiment: Path,
     screen: Screen,
+    start_up: StartUp,
 ) -> int:
     """Trains, saves and evaluates; returns the exit status, 0 where all of it is done."""
     if config.resume is None:
         refuse_existing(config.run_dir)
     strategy = make_strategy(config.strategy, config.batch_size)
     data, training, validation = load(config, screen)
+    start_up.done("data")
     total_steps = config.epochs * steps_per_epoch(len(training), config.batch_size)
     if config.profile is not None:
         first, last = config.profile
         within = f"the run has {total_steps} steps; give two of them"
         require("profile", f"{first} {last}", last <= total_steps, within)
+    if config.precision == "mixed_bfloat16" and not calculates_with_bfloat16():
+        screen.say("There is no hardware for bfloat16 here: --precision float32 would be faster.")
 
     with StopRequest() as stop, Run(config, experiment, data, screen.say) as record:
         go_on = shlex.join(["python", sys.argv[0], "--resume", str(record.path)])
@@ -96,10 +103,12 @@ def run(
             screen.say(f"{record.path} is finished; its test accuracy is {accuracy:.4f}.")
             return 0
         screen.log_to(record.path / "log.txt")
+        start_up.done("recording")
         with strategy.scope():
             state = build(config, total_steps)
         try:
             start = record.restore(state, total_steps)
+            start_up.done("network")
             screen.say(f"Training for {total_steps - start.step} steps; see {record.path}")
             reports = stop.unless_stopped(
                 train,
@@ -118,6 +127,8 @@ def run(
                 compiled=not config.eager,
             )
             if reports is not None:
+                start_up.done("tracing")
+                screen.say(f"Ready to train after {start_up}")
                 progress = TrainingProgress(screen, config.epochs, total_steps, start.step)
                 record_training(reports, state, training, validation, record, progress, stop)
             if stop.unless_stopped(finish, state, config, data, record, screen):

@@ -152,11 +152,17 @@ def import_tensorflow_quietly() -> None:
     with tempfile.TemporaryFile("w+b") as file:
         screen = _open_stderr()
         os.dup2(file.fileno(), 2)
+        # Keras would import it, for functions that nobody needs here, in a sixth of the time.
+        without_pyplot = "matplotlib.pyplot" not in sys.modules
+        if without_pyplot:
+            sys.modules["matplotlib.pyplot"] = None  # type: ignore[assignment]
         try:
             import tensorflow  # noqa: F401
         except KeyboardInterrupt:
             sys.exit(130)
         finally:
+            if without_pyplot:
+                del sys.modules["matplotlib.pyplot"]
             _flush()
             os.dup2(screen, 2)
             os.close(screen)

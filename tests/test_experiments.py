@@ -27,6 +27,7 @@ def test_the_screen_shows_what_the_seed_prints_and_nothing_else(finished_run: Pa
         r"train images \(250, 28, 28, 1\), labels \(250,\)",
         r"holdout images \(50, 28, 28, 1\), labels \(50,\)",
         r"test images \(100, 28, 28, 1\), labels \(100,\)",
+        r"Ready to train after [\d.]+ s \(importing [\d.]+, data [\d.]+, .*tracing [\d.]+\)",
         r"epoch 1/3  step 8  loss \d\.\d+  accuracy \d\.\d+  [\d,]+ examples/s",
         r"epoch 3/3  validation  loss \d\.\d+  accuracy \d\.\d+",
         r"Training finished successfully\.",
@@ -114,6 +115,17 @@ def test_other_ways_to_run(
     assert recorded["loss"] == saved.loss  # the figures are those of the file, in float32
 
 
+@pytest.mark.parametrize("in_hardware", [True, False])
+def test_it_says_where_bfloat16_is_emulated(
+    in_hardware: bool, data_file: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("research.training.strategy.has_bfloat16", lambda: in_hardware)
+    options = ("--precision", "mixed_bfloat16", "--epochs", "1", "--examples", "50")
+    result = run_here(EXPERIMENTS / "mnist_cnn.py", "--data", data_file, *options)
+    assert (result.status, result.stderr) == (0, "")
+    assert ("no hardware for bfloat16" in result.stdout) == (not in_hardware)
+
+
 @pytest.mark.parametrize("log_every", ["1", "20"])
 def test_a_training_that_diverges_says_so_in_one_line(
     log_every: str, data_file: Path, run_here: RunHere
@@ -144,14 +156,42 @@ def test_one_epoch_of_real_mnist_reaches_97_percent(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_bench_measures_both_loops(tmp_path: Path) -> None:
-    result = run_python(
-        *("-m", "research", "bench", "--blocks", "2", "--steps", "5", "--json"), cwd=tmp_path
+def test_bench_measures_each_loop_and_its_operations(tmp_path: Path) -> None:
+    command = ("-m", "research", "bench", "--blocks", "2", "--steps", "3")
+    loops = ("ours-float32", "ours-bfloat16", "products-float32", "fit-float32", "fit-bfloat16")
+    result = run_python(*command, "--loops", *loops, "--json", cwd=tmp_path, timeout=400)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    times = found["milliseconds_per_step"]
+    assert tuple(times) == loops
+    assert all(len(of_loop) == 2 and min(of_loop) > 0 for of_loop in times.values())
+    # By hand: 3x3 kernels at 26x26 and 24x24 places, and two dense layers; 128 images.
+    forward = [9 * 32 * 26**2, 9 * 32 * 64 * 24**2, 9216 * 256, 256 * 10]
+    expected = 2 * 128 * (3 * sum(forward) - forward[0])
+    assert found["gigaflop_per_step"] == pytest.approx(expected / 1e9)
+    assert set(found["peak_memory_mib"]) == set(loops) - {"products-float32"}
+    assert min(found["peak_memory_mib"].values()) > 100
+    operations = found["operations_milliseconds"]["ours-float32"]
+    assert any(re.fullmatch(r"conv2\S* \S*Conv2D", name) for name in operations)
+    assert 0 < max(operations.values()) < 10 * max(times["ours-float32"])
+
+
+@pytest.mark.slow
+def test_bench_shows_tables_and_says_which_loop_fails(tmp_path: Path) -> None:
+    command = ("-m", "research", "bench", "--blocks", "2", "--steps", "2")
+    shown = run_python(*command, "--loops", "ours-float32", "products-float32", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    for words in ("over the floor", "ours-float32: operation", "n = 2", "The floor: 10.1 GFLOP"):
+        assert words in shown.stdout
+    # The environment reaches Keras as it is, and this project's process too.
+    code = "import os, sys; os.environ['KERAS_BACKEND'] = 'none'; sys.argv[0] = 'research'; "
+    code += "from research.__main__ import main; main()"
+    failed = run_python(
+        *("-c", code, "bench", "--blocks", "2", "--steps", "2", "--loops", "fit-float32"),
+        cwd=tmp_path,
     )
-    assert result.returncode == 0, result.stdout + result.stderr
-    found = json.loads(result.stdout[result.stdout.index("{") :])
-    assert len(found["ratio"]) == 2
-    assert found["peak_memory_mib"]["ours"] > 100
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("error: fit-float32: its process ended early: ")
 
 
 @pytest.mark.slow
@@ -165,3 +205,10 @@ def test_what_recording_costs_is_measured_epoch_by_epoch(tmp_path: Path) -> None
     assert len(found["seconds"]) == len(found["throughput_ratio"]) == 2
     for (recorded, without), ratio in zip(found["seconds"], found["throughput_ratio"], strict=True):
         assert ratio == pytest.approx(without / recorded)
+
+
+def test_importing_the_package_leaves_out_what_takes_long_and_is_not_needed(tmp_path: Path) -> None:
+    code = "import sys, research.experiment; assert 'matplotlib.pyplot' not in sys.modules; "
+    code += "import matplotlib.pyplot"  # it can be had
+    result = run_python("-c", code, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr

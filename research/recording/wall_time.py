@@ -8,6 +8,27 @@ from typing import Literal
 Activity = Literal["training", "validation", "logging", "checkpointing"]
 
 
+class StartUp:
+    """Where the seconds go until the first step of training.
+
+    Args:
+        begun: when the program began, as ``time.monotonic()`` counts.
+    """
+
+    def __init__(self, begun: float) -> None:
+        self._begun = self._since = begun
+        self._parts: list[str] = []
+
+    def done(self, part: str) -> None:
+        """Says what has been done since this was last called."""
+        now = time.monotonic()
+        self._parts.append(f"{part} {now - self._since:.1f}")
+        self._since = now
+
+    def __str__(self) -> str:
+        return f"{self._since - self._begun:.1f} s ({', '.join(self._parts)})"
+
+
 class WallTime:
     """Counts the seconds that go into each activity. One of them is always going on."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from research.errors import InputError
+from research.processor import has_bfloat16
 
 import tensorflow as tf
 
@@ -33,3 +34,14 @@ def make_strategy(name: Literal["default", "mirrored"], batch_size: int) -> Any:
             "give each at least one example"
         )
     return tf.distribute.MirroredStrategy(devices)
+
+
+def calculates_with_bfloat16() -> bool:
+    """Whether the devices in use can; otherwise it is emulated, and slower than float32.
+
+    GPUs can from compute capability 8.0 on. See https://developer.nvidia.com/cuda-gpus.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    capable = [detail.get("compute_capability", (8, 0)) >= (8, 0) for detail in details]
+    return all(capable) if gpus else has_bfloat16()
