@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from research.network.layers import Conv2D, dropout
+from research.network.layers import Conv2D, bias_relu, dropout
 
 import numpy as np
 import tensorflow as tf
@@ -44,8 +44,9 @@ class MnistCNN(tf.keras.Model):
         layers = tf.keras.layers
         self.conv1 = Conv2D(32, 3, kernel_initializer=start[0], name="conv1", dtype=precision)
         self.conv2 = Conv2D(
-            64, 3, pool=2, kernel_initializer=start[1], name="conv2", dtype=precision
+            64, 3, add_bias=False, kernel_initializer=start[1], name="conv2", dtype=precision
         )
+        self.pool = layers.MaxPooling2D(2, name="pool", dtype=precision)
         self.flatten = layers.Flatten(name="flatten", dtype=precision)
         self.dense1 = layers.Dense(
             dense_width,
@@ -74,7 +75,9 @@ class MnistCNN(tf.keras.Model):
             ValueError: if dropout is to be applied and no seed is given.
         """
         seeds = self._dropout_seeds(seed) if training else None
-        x = self.conv2(self.conv1(images))
+        x = self.pool(self.conv2(self.conv1(images)))
+        with tf.name_scope("conv2"):
+            x = bias_relu(x, self.conv2.bias)
         if seeds:
             x = dropout(x, self.dropout_rates[0], seeds[0], "dropout1")
         x = self.dense1(self.flatten(x))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from research.network.layers import Conv2D, dropout
+from research.network.layers import Conv2D, bias_relu, dropout
 from research.seeds import derive_seed
 
 import numpy as np
@@ -18,11 +18,21 @@ def made(shape: list[int], number: int) -> Any:
     return tf.cast(tf.cast(numbers, tf.bfloat16), tf.float32)
 
 
-def ours_and_keras(channels: int, pool: int | None, precision: str) -> tuple[Any, Any, Any]:
-    """Our layer, Keras's in the same precision, and Keras's in float32, with the same weights."""
-    ours = Conv2D(16, 3, pool=pool, dtype=precision)
-    ours(tf.zeros([1, 10, 9, channels]))
-    weights = [made(w.shape, number).numpy() for number, w in enumerate(ours.get_weights())]
+def ours_and_keras(channels: int, pool: int | None, precision: str) -> list[tuple[Any, Any]]:
+    """Our layer, Keras's in the same precision, and Keras's in float32, with the same weights.
+
+    Each is a function, and its variables.
+    """
+    convolution = Conv2D(16, 3, add_bias=pool is None, dtype=precision)
+    convolution(tf.zeros([1, 10, 9, channels]))
+    weights = [made(w.shape, number).numpy() for number, w in enumerate(convolution.get_weights())]
+    convolution.set_weights(weights)
+
+    def ours(inputs: Any) -> Any:
+        if pool is None:
+            return convolution(inputs)
+        pooled = tf.nn.max_pool2d(convolution(inputs), pool, pool, "VALID")
+        return bias_relu(pooled, convolution.bias)
 
     def keras(dtype: str) -> Any:
         layers = [tf.keras.layers.Conv2D(16, 3, activation="relu", dtype=dtype)]
@@ -31,11 +41,11 @@ def ours_and_keras(channels: int, pool: int | None, precision: str) -> tuple[Any
         model.set_weights(weights)
         return model
 
-    ours.set_weights(weights)
-    return ours, keras(precision), keras("float32")
+    models = (keras(precision), keras("float32"))
+    return [(ours, convolution.variables), *((model, model.variables) for model in models)]
 
 
-def values_and_gradients(layer: Any, inputs: Any) -> list[Any]:
+def values_and_gradients(layer: Any, variables: Any, inputs: Any) -> list[Any]:
     """The output, and gradients by the input, the kernel and the bias, compiled as in training."""
 
     @tf.function
@@ -44,7 +54,7 @@ def values_and_gradients(layer: Any, inputs: Any) -> list[Any]:
             tape.watch(inputs)
             outputs = tf.cast(layer(inputs), tf.float32)
             loss = tf.reduce_sum(outputs * made(outputs.shape, 7))
-        return outputs, *tape.gradient(loss, [inputs, *[v.value for v in layer.variables]])
+        return outputs, *tape.gradient(loss, [inputs, *[v.value for v in variables]])
 
     return [value.numpy() for value in compute()]
 
@@ -56,11 +66,9 @@ def test_a_convolution_computes_what_keras_computes(
 ) -> None:
     monkeypatch.setattr("research.network.layers.has_only_avx2", lambda: only_avx2)
     inputs = made([5, 10, 9, channels], 3)
-    ours, keras, _ = ours_and_keras(channels, pool, "float32")
-    pairs = zip(
-        values_and_gradients(ours, inputs), values_and_gradients(keras, inputs), strict=True
-    )
-    for a, b in pairs:
+    both = ours_and_keras(channels, pool, "float32")[:2]
+    found = [values_and_gradients(*layer, inputs) for layer in both]
+    for a, b in zip(*found, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
@@ -72,7 +80,7 @@ def test_in_bfloat16_it_is_as_exact_as_keras(
     monkeypatch.setattr("research.network.layers.has_bfloat16", lambda: in_hardware)
     inputs = made([5, 10, 9, channels], 3)
     found = [
-        values_and_gradients(layer, inputs)
+        values_and_gradients(*layer, inputs)
         for layer in ours_and_keras(channels, pool, "mixed_bfloat16")
     ]
     for ours, keras, exact in zip(*found, strict=True):
