@@ -1,8 +1,8 @@
 """Label smoothing: the target gives a little probability to every class (Szegedy et al., 2016).
 
 - Command: python experiments/label_smoothing.py
-- Duration: about 15 minutes on 2 CPU cores
-- Expect: a higher test loss; with --epochs 1 and seed 0, test accuracy 98.3%, test loss 0.158
+- Duration: about 10 minutes on 2 CPU cores
+- Expect: a higher test loss; with --epochs 1 and seed 0, test accuracy 98.2%, test loss 0.161
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The reference experiment: a convolutional network learns MNIST with Adadelta.
 
 - Command: python experiments/mnist_cnn.py
-- Duration: about 15 minutes on 2 CPU cores
-- Expect: test accuracy of 99.0% or more; with --epochs 1 and seed 0, 98.2%, test loss 0.054
+- Duration: about 10 minutes on 2 CPU cores
+- Expect: test accuracy of 99.0% or more; with --epochs 1 and seed 0, 98.0%, test loss 0.061
 """
 
 from __future__ import annotations
