@@ -208,9 +208,8 @@ def _process(loop: str, command: list[str], environment: dict[str, str]) -> Iter
                 return json.loads(process.stdout.readline())
             except (OSError, ValueError) as error:
                 said.seek(0)
-                raise InputError(
-                    f"{loop}: ended early: {' '.join(said.read().split())[-300:]}"
-                ) from error
+                reason = " ".join(said.read().split())[-300:]
+                raise InputError(f"{loop}: its process ended early: ...{reason}") from error
 
         try:
             yield ask
