@@ -51,7 +51,7 @@ def main(
             (130, 143, 138) after SIGINT, SIGTERM or SIGUSR1, when a checkpoint has been saved.
     """
     status, message = 0, ""
-    start_up = StartUp(BEGUN)
+    start_up = StartUp(BEGUN)  # of a second experiment in one process it tells too much
     start_up.done("importing")
     with Screen() as screen:
         try:

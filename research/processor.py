@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import sys
 from pathlib import Path
 
 # The environment variables that are set here, and not by the user.
@@ -17,7 +18,8 @@ def use_onednn() -> None:
     Without AVX-512, too, it is faster: it saves a fifth of a step. To be called before TensorFlow
     is imported; what the user has set stays. See https://github.com/oneapi-src/oneDNN.
     """
-    if platform.machine() in ("x86_64", "AMD64") and "TF_ENABLE_ONEDNN_OPTS" not in os.environ:
+    too_late = "tensorflow" in sys.modules or "TF_ENABLE_ONEDNN_OPTS" in os.environ
+    if platform.machine() in ("x86_64", "AMD64") and not too_late:
         os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
         variables_set.add("TF_ENABLE_ONEDNN_OPTS")
 
@@ -32,7 +34,7 @@ def has_only_avx2() -> bool:
     return (
         "avx2" in _flags()
         and "avx512f" not in _flags()
-        and os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "1"
+        and os.environ.get("TF_ENABLE_ONEDNN_OPTS", "").lower() in ("1", "true")
     )
 
 

@@ -152,7 +152,8 @@ def import_tensorflow_quietly() -> None:
     with tempfile.TemporaryFile("w+b") as file:
         screen = _open_stderr()
         os.dup2(file.fileno(), 2)
-        # Keras would import it, for functions that nobody needs here, in a sixth of the time.
+        # Keras would import it, in a sixth of the time, for keras.visualization's galleries; those
+        # now say that it is missing.
         without_pyplot = "matplotlib.pyplot" not in sys.modules
         if without_pyplot:
             sys.modules["matplotlib.pyplot"] = None  # type: ignore[assignment]

@@ -18,21 +18,36 @@ Gradient = Callable[[Any], tuple[Any, Any]]
 
 
 class Conv2D(tf.keras.layers.Conv2D):
-    """``keras.layers.Conv2D`` with ReLU, without padding.
+    """``keras.layers.Conv2D`` with ReLU, without padding and with strides of 1.
 
-    Its weights, values and gradients are those of Keras's layer, but for rounding.
+    Its weights, values and gradients are those of Keras's layer, but for rounding. It is for
+    training: what is saved is the stock twin of the model.
 
     Args:
         filters: channels of the output.
         kernel_size: height and width of the kernel.
-        add_bias: False leaves bias and ReLU to ``bias_relu``, to be called later.
-        options: further arguments of Keras's layer.
+        add_bias: False leaves bias and ReLU to ``bias_relu``, to be called later; the layer's own
+            output is then without them.
+        kernel_initializer, name, dtype: as for Keras's layer.
     """
 
     def __init__(
-        self, filters: int, kernel_size: int, *, add_bias: bool = True, **options: Any
+        self,
+        filters: int,
+        kernel_size: int,
+        *,
+        add_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        name: str | None = None,
+        dtype: Any = None,
     ) -> None:
-        super().__init__(filters, kernel_size, activation="relu", **options)
+        super().__init__(
+            *(filters, kernel_size),
+            activation="relu",
+            kernel_initializer=kernel_initializer,
+            name=name,
+            dtype=dtype,
+        )
         self.add_bias = add_bias
 
     def call(self, inputs: Any) -> Any:
@@ -43,20 +58,20 @@ class Conv2D(tf.keras.layers.Conv2D):
 
 def _convolution(inputs: Any, kernel: Any) -> Any:
     """A convolution without padding."""
-    if tf.config.list_physical_devices("GPU"):
+    if tf.config.get_visible_devices("GPU"):
         return tf.nn.conv2d(inputs, kernel, 1, "VALID")
     if kernel.dtype == tf.bfloat16 and not has_bfloat16():
         # Products of bfloat16 numbers are exact in float32: only the order of the sums is
-        # another than in oneDNN's emulation, which takes ten times as long.
+        # another than in TensorFlow's emulation, which takes ten times as long.
         wide = _convolution(tf.cast(inputs, tf.float32), tf.cast(kernel, tf.float32))
         return tf.cast(wide, tf.bfloat16)
     many_channels = inputs.shape[-1] >= 8
     if kernel.dtype == tf.float32 and many_channels and has_only_avx2():
-        return _convolution_with_products(inputs, kernel)
+        return convolution_with_products(inputs, kernel)
     return tf.nn.conv2d(inputs, kernel, 1, "VALID")
 
 
-def _convolution_with_products(inputs: Any, kernel: Any) -> Any:
+def convolution_with_products(inputs: Any, kernel: Any) -> Any:
     """A convolution whose kernel's gradient is computed by matrix products.
 
     Without AVX-512 oneDNN has no good kernel for that gradient. Saves 12%.
@@ -112,27 +127,27 @@ def bias_relu(inputs: Any, bias: Any) -> Any:
         inputs: float [B, H, W, F].
         bias: [F], a variable or a tensor.
     """
-    bias = tf.cast(bias, inputs.dtype)
-    if tf.config.list_physical_devices("GPU"):
-        return tf.nn.relu(tf.nn.bias_add(inputs, bias))
-    # TensorFlow joins the gradients of a bias and of a convolution's kernel in an operation that
-    # is slower than the two; a sum it leaves alone. Saves 3%.
-    scope = f"gradient_tape/{tf.get_current_name_scope()}/"  # where the graph shows gradients
+    with tf.name_scope("bias_relu") as scope:
+        bias = tf.cast(bias, inputs.dtype)
+        if tf.config.get_visible_devices("GPU"):
+            return tf.nn.relu(tf.nn.bias_add(inputs, bias))
 
-    @tf.custom_gradient
-    def add(inputs: Any, bias: Any) -> tuple[Any, Gradient]:
-        outputs = tf.nn.relu(tf.nn.bias_add(inputs, bias))
+        # TensorFlow joins the gradients of a bias and of a convolution's kernel in an operation
+        # that is slower than the two; a sum it leaves alone. Saves 3%.
+        @tf.custom_gradient
+        def add(inputs: Any, bias: Any) -> tuple[Any, Gradient]:
+            outputs = tf.nn.relu(tf.nn.bias_add(inputs, bias))
 
-        def gradient(upstream: Any) -> tuple[Any, Any]:
-            with tf.name_scope(scope):
-                # That of tf.nn.relu, which knows no other name.
-                below = tf.raw_ops.ReluGrad(gradients=upstream, features=outputs)
-                total = tf.reduce_sum(tf.cast(below, tf.float32), axis=[0, 1, 2])
-                return below, tf.cast(total, bias.dtype)
+            def gradient(upstream: Any) -> tuple[Any, Any]:
+                with tf.name_scope(f"gradient_tape/{scope}"):  # where the graph shows gradients
+                    # That of tf.nn.relu, which knows no other name.
+                    below = tf.raw_ops.ReluGrad(gradients=upstream, features=outputs)
+                    total = tf.reduce_sum(tf.cast(below, tf.float32), axis=[0, 1, 2])
+                    return below, tf.cast(total, bias.dtype)
 
-        return outputs, gradient
+            return outputs, gradient
 
-    return add(inputs, bias)
+        return add(inputs, bias)
 
 
 def dropout(inputs: Any, rate: float, seed: Any, name: str = "dropout") -> Any:

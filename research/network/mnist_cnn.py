@@ -76,8 +76,7 @@ class MnistCNN(tf.keras.Model):
         """
         seeds = self._dropout_seeds(seed) if training else None
         x = self.pool(self.conv2(self.conv1(images)))
-        with tf.name_scope("conv2"):
-            x = bias_relu(x, self.conv2.bias)
+        x = bias_relu(x, self.conv2.bias)
         if seeds:
             x = dropout(x, self.dropout_rates[0], seeds[0], "dropout1")
         x = self.dense1(self.flatten(x))

@@ -116,10 +116,11 @@ def predict_probabilities(
     ``batch_size`` bounds the memory needed.
 
     Raises:
-        NonFiniteError: if the model answers with NaN, as one with such weights does.
+        NonFiniteError: if the model has weights of NaN or infinity, or answers with them.
     """
     probabilities = _in_batches(_compiled(model), images, batch_size)
-    if not np.isfinite(probabilities).all():
+    # Max pooling turns NaN into a number: the answers alone don't tell.
+    if not all(np.isfinite(array).all() for array in (*model.get_weights(), probabilities)):
         raise NonFiniteError("the model's probabilities became nan: its training has diverged")
     return probabilities
 

@@ -73,6 +73,8 @@ class Bench:
         valid = self.examples is None or (self.recording and self.examples >= 1)
         require("examples", self.examples, valid, "give at least 1, and --recording")
         require("steps", self.steps, 1 <= self.steps <= 400, "give 1 to 400")
+        once = 0 < len(set(self.loops)) == len(self.loops)
+        require("loops", " ".join(self.loops), once, "give at least one, and each once")
         for loop in self.loops:
             missing = "it is not installed; pip install torch"
             require("loops", loop, loop in _installed(), missing)
@@ -93,7 +95,9 @@ class Bench:
                 screen=screen,
             )
         else:
-            found = self._measure(data, config.batch_size, screen)
+            flop = floating_point_operations(build(config, self.steps).model, config.batch_size)
+            found = {"gigaflop_per_step": flop / 1e9}
+            found |= self._measure(data, config.batch_size, screen)
             if self.json:
                 print(json.dumps(found, indent=2))
             else:
@@ -124,7 +128,6 @@ class Bench:
             ours = [loop for loop in self.loops if loop.startswith("ours")]
             return {
                 "batch_size": batch_size,
-                "gigaflop_per_step": floating_point_operations(batch_size) / 1e9,
                 "milliseconds_per_step": milliseconds,
                 "peak_memory_mib": {k: v for k, v in memory.items() if "products" not in k},
                 "operations_milliseconds": {loop: processes[loop]("operations") for loop in ours},
@@ -190,7 +193,7 @@ def mean(values: list[float]) -> str:
 def _process(loop: str, command: list[str], environment: dict[str, str]) -> Iterator[Any]:
     """Starts a process; gives a function that sends it a line, and returns its answer."""
     with (
-        tempfile.TemporaryFile("w+") as said,
+        tempfile.TemporaryFile("w+", errors="replace") as said,
         subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -215,3 +218,6 @@ def _process(loop: str, command: list[str], environment: dict[str, str]) -> Iter
             yield ask
         finally:
             process.kill()
+            with contextlib.suppress(OSError):  # what it has not read
+                assert process.stdin is not None
+                process.stdin.close()

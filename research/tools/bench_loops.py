@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import json
 import math
-import resource
 import sys
 import tempfile
 import time
@@ -16,7 +16,7 @@ from typing import Any
 
 from research.config import Config
 from research.data.dataset import Dataset
-from research.network.mnist_cnn import MnistCNN
+from research.tools.bench_others import peak_memory
 from research.training.profiler import Profile
 from research.training.state import State
 from research.training.train import Step, train
@@ -53,14 +53,17 @@ def serve(
     if kind == "ours":
         turns = our_turns(config, build, step, data, steps)
     else:
-        turns = product_turns(config, steps)
-    for line in sys.stdin:
-        if line.strip() == "operations":
-            print(json.dumps(operations(config, build, step, data)), flush=True)
-            continue
-        seconds = next(turns)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        print(json.dumps({"seconds": seconds, "peak_memory_mib": peak}), flush=True)
+        turns = product_turns(config, build, steps)
+    # What an experiment prints is no answer.
+    with contextlib.redirect_stdout(sys.stderr):
+        for line in sys.stdin:
+            answer: dict[str, Any]
+            if line.strip() == "operations":
+                answer = operations(config, build, step, data)
+            else:
+                seconds = next(turns)
+                answer = {"seconds": seconds, "peak_memory_mib": peak_memory()}
+            print(json.dumps(answer), file=sys.__stdout__, flush=True)
 
 
 def our_turns(
@@ -68,23 +71,25 @@ def our_turns(
 ) -> Iterator[float]:
     """The seconds that each turn of ``steps`` steps of an experiment takes."""
     state = build(config, steps)
-    done, seconds = 0, 0.0
+    done, begun = 0, time.perf_counter()
     for report in train(
         state, step, data.train, epochs=10**6, batch_size=config.batch_size, report_every=steps
     ):
-        seconds += report.seconds
         done += len(next(iter(report.history.values())))
         if done >= steps:
-            yield seconds / done * steps
-            done, seconds = 0, 0.0
+            yield (time.perf_counter() - begun) / done * steps
+            done, begun = 0, time.perf_counter()
 
 
-def product_turns(config: Config, steps: int) -> Iterator[float]:
+def product_turns(
+    config: Config, build: Callable[[Any, int], State], steps: int
+) -> Iterator[float]:
     """The seconds that the arithmetic of ``steps`` steps takes as large matrix products."""
     matrix = tf.random.stateless_uniform([PRODUCT_SIZE, PRODUCT_SIZE], seed=[0, 0])
     if config.precision == "mixed_bfloat16":
         matrix = tf.cast(matrix, tf.bfloat16)
-    wanted = steps * floating_point_operations(config.batch_size)
+    model = build(config, steps).model
+    wanted = steps * floating_point_operations(model, config.batch_size)
     while True:
         begun = time.perf_counter()
         for _ in range(PRODUCTS):
@@ -93,13 +98,13 @@ def product_turns(config: Config, steps: int) -> Iterator[float]:
         yield (time.perf_counter() - begun) / (PRODUCTS * 2 * PRODUCT_SIZE**3) * wanted
 
 
-def floating_point_operations(batch_size: int) -> int:
-    """Additions and multiplications of a step, in convolutions and dense layers.
+def floating_point_operations(model: Any, batch_size: int) -> int:
+    """Additions and multiplications of a step, in a model's convolutions and dense layers.
 
     A layer's output, the gradient of its kernel and that of its input take the same number each;
     the first layer's input needs no gradient.
     """
-    layers = [layer for layer in MnistCNN().stock_twin().layers if hasattr(layer, "kernel")]
+    layers = [layer for layer in model.stock_twin().layers if hasattr(layer, "kernel")]
     forward = [
         2 * math.prod(layer.output.shape[1:-1]) * math.prod(layer.kernel.shape) for layer in layers
     ]

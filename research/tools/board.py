@@ -58,8 +58,8 @@ class Board:
             options += ["--samples_per_plugin", SAMPLES, "--load_fast", _fast_reader()]
             options += [] if self.port is None else ["--port", str(self.port)]
             board.configure(["tensorboard", *options])
+            _require_listenable(self.host)
             try:
-                _require_listenable(self.host)
                 address = board.launch()
             except (program.TensorBoardServerException, OSError) as error:
                 where = f"--host {self.host}" if self.port is None else f"--port {self.port}"
@@ -72,9 +72,14 @@ class Board:
 
 
 def _require_listenable(host: str) -> None:
-    """Raises an OSError where TensorBoard's server would print a line and leave the program."""
-    family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
-    socket.create_server(address[:2], family=family).close()
+    """Refuses a host at which TensorBoard's server would print a line and leave the program."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET  # as that server chooses it
+    try:
+        *_, address = socket.getaddrinfo(host, 0, family, socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as listening:
+            listening.bind(address)
+    except OSError as error:
+        raise InputError(f"--host {host}: {one_line(error)}; give another") from error
 
 
 def _fast_reader() -> str:

@@ -20,7 +20,7 @@ class Adadelta(tf.keras.optimizers.Adadelta):
 
     def update_step(self, grad: Any, variable: Any, learning_rate: Any) -> None:
         """Updates one variable, and what is remembered of its gradients and changes."""
-        if tf.config.list_physical_devices("GPU") or isinstance(grad, tf.IndexedSlices):
+        if tf.config.get_visible_devices("GPU") or isinstance(grad, tf.IndexedSlices):
             super().update_step(grad, variable, learning_rate)
             return
         index = self._get_variable_index(variable)

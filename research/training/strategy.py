@@ -41,7 +41,7 @@ def calculates_with_bfloat16() -> bool:
 
     GPUs can from compute capability 8.0 on. See https://developer.nvidia.com/cuda-gpus.
     """
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = tf.config.get_visible_devices("GPU")
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     capable = [detail.get("compute_capability", (8, 0)) >= (8, 0) for detail in details]
     return all(capable) if gpus else has_bfloat16()

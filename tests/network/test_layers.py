@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from research.network.layers import Conv2D, bias_relu, dropout
+from research.network.layers import Conv2D, bias_relu, convolution_with_products, dropout
 from research.seeds import derive_seed
 
 import numpy as np
@@ -70,6 +70,25 @@ def test_a_convolution_computes_what_keras_computes(
     found = [values_and_gradients(*layer, inputs) for layer in both]
     for a, b in zip(*found, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (5, 2), (10, 9)])
+def test_gradients_by_products_are_those_of_the_stock_operation(
+    size: tuple[int, int], batch: int
+) -> None:
+    inputs, kernel = made([batch, 10, 9, 3], 1), made([*size, 3, 4], 2)
+
+    def gradients(convolution: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch([inputs, kernel])
+            outputs = convolution(inputs, kernel)
+            loss = tf.reduce_sum(outputs * made(outputs.shape, 3))
+        return tape.gradient(loss, [inputs, kernel])
+
+    stock = gradients(lambda inputs, kernel: tf.nn.conv2d(inputs, kernel, 1, "VALID"))
+    for a, b in zip(gradients(convolution_with_products), stock, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("in_hardware", [True, False])

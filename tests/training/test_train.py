@@ -419,6 +419,7 @@ def test_the_graph_is_that_of_one_step_with_the_names_of_the_code(step: Step) ->
     assert len(set(names)) == len(names)
     assert {name.split("/")[0] for name in names} == {
         *("batch", "conv1", "conv2", "pool", "dropout1", "flatten", "dense1", "dropout2", "dense2"),
+        "bias_relu",
         *("categorical_crossentropy", "gradient_tape", "update", "seed", "seed_1"),
         *("other", "variables"),
     }
