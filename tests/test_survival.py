@@ -310,7 +310,8 @@ def recovers_from_nan(
     result = run_here(experiment, *options)
     assert result.status == 1
     message = re.fullmatch(
-        rf"error: optimizer/gradient_norm became nan at step {at + 1}; .* replay (\S+)\n",
+        rf"error: optimizer/gradient_norm became nan at step {at + 1}; "
+        r".* python -m research replay (\S+)\n",
         result.stderr,
     )
     assert message, result.stderr

@@ -110,8 +110,7 @@ class Bench:
     def _measure(self, data: Dataset, batch_size: int, screen: Screen) -> dict[str, Any]:
         milliseconds: dict[str, list[float]] = {loop: [] for loop in self.loops}
         memory: dict[str, int] = {}
-        with contextlib.ExitStack() as stack:
-            processes = stack.enter_context(self._processes(data, batch_size))
+        with self._processes(data, batch_size) as processes:
             for loop in self.loops:
                 screen.say(f"warming up: {loop}")
                 processes[loop]("turn")
