@@ -29,8 +29,8 @@ class Config:
         InputError: on construction, if a value or a combination of values is impossible.
     """
 
-    epochs: int = 12
-    """Passes over the training set."""
+    epochs: float = 12
+    """Passes over the training set, fractions allowed."""
     batch_size: int = 128
     """Examples per step, over all replicas."""
     learning_rate: float = 1.0
@@ -80,11 +80,12 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in (
-            *("epochs", "batch_size", "steps_per_call", "log_every", "keep_checkpoints"),
-            "dense_width",
+            *("batch_size", "steps_per_call", "log_every", "keep_checkpoints", "dense_width"),
         ):
             value = getattr(self, name)
             require(name, value, 1 <= value < 2**31, "give a whole number of at least 1")
+        positive = 0 < self.epochs < 2**31
+        require("epochs", self.epochs, positive, "give a number above 0, such as 12 or 1.5")
         for name in ("learning_rate", "clip_norm"):
             value = getattr(self, name)
             # Smaller or larger ones are 0 or infinity in float32.
@@ -94,7 +95,7 @@ class Config:
             require("dropout", rate, 0 <= rate < 1, "give two rates of at least 0 and below 1")
         require("seed", self.seed, 0 <= self.seed < 2**31, "give 0 to 2147483647")
         warmup = self.warmup_epochs
-        within = f"give at least 0 and at most the {self.epochs} of --epochs"
+        within = f"give at least 0 and at most the {self.epochs:g} of --epochs"
         require("warmup_epochs", warmup, 0 <= warmup <= self.epochs, within)
         require("holdout", self.holdout, self.holdout >= 0, "give 0 for none, or more")
         if (examples := self.examples) is not None:
@@ -280,8 +281,13 @@ def _refuse_changes(before: Config, config: Config) -> None:
             )
         if old != new and field.name == "epochs" and config.decay != "constant":
             raise InputError(
-                f"{option}: the run's learning rate falls to zero over {old} epochs, so that with "
-                f"other epochs its past would be another; {fork}"
+                f"{option}: the run's learning rate falls to zero over {old:g} epochs, so that "
+                f"with other epochs its past would be another; {fork}"
+            )
+        if old != new and field.name == "epochs" and old % 1:
+            raise InputError(
+                f"{option}: the run reports and validates after {old:g} epochs, which one of other "
+                f"epochs would not; {fork}"
             )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from research import BEGUN
 from research.config import AnyConfig, Config, parse, require
-from research.data.batches import steps_per_epoch
+from research.data.batches import steps_of_epochs
 from research.data.dataset import Dataset, Split, hold_out
 from research.data.formats import read_dataset
 from research.data.mnist import load_mnist
@@ -89,7 +89,7 @@ def run(
     strategy = make_strategy(config.strategy, config.batch_size)
     data, training, validation = load(config, screen)
     start_up.done("data")
-    total_steps = config.epochs * steps_per_epoch(len(training), config.batch_size)
+    total_steps = steps_of_epochs(config.epochs, len(training), config.batch_size)
     if config.profile is not None:
         first, last = config.profile
         within = f"the run has {total_steps} steps; give two of them"

@@ -15,6 +15,11 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     return -(-num_examples // batch_size)
 
 
+def steps_of_epochs(epochs: float, num_examples: int, batch_size: int) -> int:
+    """Number of steps in so many epochs, which need not be a whole number; at least 1."""
+    return max(1, round(epochs * steps_per_epoch(num_examples, batch_size)))
+
+
 def epoch_order(seed: int, epoch: Any, num_examples: int) -> Any:
     """The order in which an epoch visits the examples: a random permutation, int64 [N].
 

@@ -457,7 +457,7 @@ class Run:
         else:
             at = Checkpoint(self._identity, state.values())
         if at.step > total_steps:
-            epochs = f"--epochs {self._config.epochs}"
+            epochs = f"--epochs {self._config.epochs:g}"
             raise InputError(f"{epochs}: of {total_steps} steps {at.step} are done; give more")
         for error in damaged:
             aside = error.path.with_suffix(".damaged")

@@ -75,7 +75,7 @@ class TrainingProgress:
         done: how many of them are done already.
     """
 
-    def __init__(self, screen: Screen, epochs: int, steps: int, done: int = 0) -> None:
+    def __init__(self, screen: Screen, epochs: float, steps: int, done: int = 0) -> None:
         self._screen = screen
         self._epochs = epochs
         self._steps = steps
@@ -94,7 +94,7 @@ class TrainingProgress:
 
     def show(self, report: Report) -> None:
         """Brings the display up to a report."""
-        line = f"epoch {report.epoch}/{self._epochs}  step {report.step:,}"
+        line = f"epoch {report.epoch}/{self._epochs:g}  step {report.step:,}"
         for name in ("loss", "accuracy"):
             if name in report.metrics:
                 line += f"  {name} {report.metrics[name]:.4f}"
@@ -106,10 +106,10 @@ class TrainingProgress:
             self._screen.say(line)
 
     def show_validation(self, step: int, figures: Mapping[str, float]) -> None:
-        """Prints a line that stays, with the figures measured after an epoch, at that step."""
-        epoch = step * self._epochs // self._steps
+        """Prints a line that stays, with the figures measured after an epoch, or at the end."""
+        epoch = round(step * self._epochs / self._steps, 2)
         values = "  ".join(f"{name} {figures[name]:.4f}" for name in ("loss", "accuracy"))
-        self._screen.say(f"epoch {epoch}/{self._epochs}  validation  {values}")
+        self._screen.say(f"epoch {epoch:g}/{self._epochs:g}  validation  {values}")
 
     def __enter__(self) -> TrainingProgress:
         self._live.start()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from research.config import Config
-from research.data.batches import steps_per_epoch
+from research.data.batches import steps_of_epochs
 from research.data.dataset import Dataset
 from research.experiment import record_training
 from research.recording.run import Run
@@ -68,7 +68,7 @@ def recorded_epochs(
     config: Config, build: Build, step: Step, data: Dataset, experiment: Path, screen: Screen
 ) -> Generator[float, None, None]:
     """The seconds that each epoch of an experiment takes, a checkpoint at its end among them."""
-    total_steps = config.epochs * steps_per_epoch(len(data.train), config.batch_size)
+    total_steps = steps_of_epochs(config.epochs, len(data.train), config.batch_size)
     stop = StopRequest()  # which listens only where it is entered
     with Run(config, experiment, data, screen.say) as record:
         state = build(config, total_steps)

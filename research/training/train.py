@@ -7,7 +7,13 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
-from research.data.batches import batch_indices, epoch_order, steps_per_epoch, take_batch
+from research.data.batches import (
+    batch_indices,
+    epoch_order,
+    steps_of_epochs,
+    steps_per_epoch,
+    take_batch,
+)
 from research.data.dataset import Split
 from research.errors import NonFiniteError
 from research.training.graph import with_names_of_the_code
@@ -35,7 +41,7 @@ class Report:
     Attributes:
         step: number of steps done since the start of training.
         epoch: the epoch that the last of these steps belongs to, counted from 1.
-        epoch_ended: whether that step was the epoch's last.
+        epoch_ended: whether that step was the epoch's last, or the last of all.
         due: whether a report was due here. One that is made early covers steps that the next
             will cover too: nothing is missing from the others because of it.
         metrics: for each scalar that the step returns, its mean over the examples since then;
@@ -82,7 +88,7 @@ def train(
     step: Step,
     split: Split,
     *,
-    epochs: int,
+    epochs: float,
     batch_size: int,
     until: int | None = None,
     steps_per_call: int = 10,
@@ -107,13 +113,15 @@ def train(
             [N, height, width, 1, 3 or 4] (0..1 if float, 0..255 if uint8), or vectors [N] of
             numbers to make a histogram of.
         split: what to train on; each example is used exactly once per epoch.
-        epochs: passes over ``split``, counted from the very start of training.
+        epochs: passes over ``split``, counted from the very start of training; after the last
+            whole one there may be a part of one.
         batch_size: examples per step over all replicas; an epoch's last batch may be smaller.
         until: ends training after so many steps, counted from the very start.
         steps_per_call: how many steps one call of the compiled function runs at most; fewer
             where they are slow, so that the caller is heard in time. It changes speed, never
             the result.
-        report_every: a report is due each time this many steps are done, and after each epoch.
+        report_every: a report is due each time this many steps are done, after each epoch, and
+            at the end.
         early_every: an early report is made each time this many steps are done.
         report_now: is asked after every call, with the number of steps done; where it says yes,
             an early report is made.
@@ -135,7 +143,8 @@ def train(
     run_steps = _several_steps(one_step, state, split, batch_size, shown)
     before = unreported or Unreported()
     per_epoch = steps_per_epoch(len(split), batch_size)
-    last = epochs * per_epoch if until is None else min(until, epochs * per_epoch)
+    total = steps_of_epochs(epochs, len(split), batch_size)
+    last = total if until is None else min(until, total)
 
     def report(done: int, looked_at: Any, rows: list[Any], earlier: Any, seconds: float) -> Report:
         history = _history(names, rows, earlier)
@@ -148,7 +157,7 @@ def train(
         return Report(
             step=done,
             epoch=(done - 1) // per_epoch + 1,
-            epoch_ended=done % per_epoch == 0,
+            epoch_ended=done % per_epoch == 0 or done == total,
             due=looked_at is not None,
             metrics={n: float(np.average(v, weights=sizes)) for n, v in history.items()},
             history=history,
@@ -165,7 +174,9 @@ def train(
         steps_in_time = 1
         with Profiler(profile) as profiler:
             while done < last:
-                due = min(per_epoch - done % per_epoch, report_every - done % report_every)
+                due = min(
+                    report_every - done % report_every, per_epoch - done % per_epoch, total - done
+                )
                 early = early_every - done % early_every if early_every else due
                 ahead = min(due, early, last - done)
                 # The last step before a report that is due has a call to itself: it is looked at.
@@ -182,10 +193,8 @@ def train(
                 steps_in_time = max(1, int(SECONDS_PER_CALL / elapsed * count))
                 if count < ahead and not report_now(done):
                     continue
-                looked_at = None
-                if due == 1:
-                    looked_at = _update_ratios(weights, _weights_by_layer(state))
-                    looked_at |= others
+                ratios = _update_ratios(weights, _weights_by_layer(state)) if due == 1 else {}
+                looked_at = ratios | others if due == 1 else None
                 latest = report(done, looked_at, rows, earlier, seconds)
                 if weights_before:
                     _check_changed(state, weights_before, latest.history)
