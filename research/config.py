@@ -84,8 +84,8 @@ class Config:
         ):
             value = getattr(self, name)
             require(name, value, 1 <= value < 2**31, "give a whole number of at least 1")
-        positive = 0 < self.epochs < 2**31
-        require("epochs", self.epochs, positive, "give a number above 0, such as 12 or 1.5")
+        epochs, positive = f"{self.epochs:g}", 0 < self.epochs < 2**31
+        require("epochs", epochs, positive, "give a number above 0, such as 12 or 1.5")
         for name in ("learning_rate", "clip_norm"):
             value = getattr(self, name)
             # Smaller or larger ones are 0 or infinity in float32.
@@ -95,7 +95,7 @@ class Config:
             require("dropout", rate, 0 <= rate < 1, "give two rates of at least 0 and below 1")
         require("seed", self.seed, 0 <= self.seed < 2**31, "give 0 to 2147483647")
         warmup = self.warmup_epochs
-        within = f"give at least 0 and at most the {self.epochs:g} of --epochs"
+        within = f"give at least 0 and at most the {epochs} of --epochs"
         require("warmup_epochs", warmup, 0 <= warmup <= self.epochs, within)
         require("holdout", self.holdout, self.holdout >= 0, "give 0 for none, or more")
         if (examples := self.examples) is not None:

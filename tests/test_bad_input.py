@@ -36,7 +36,8 @@ def complaint(result: Result) -> str:
     ("options", "words"),
     [
         ("--epchs 3", ["--epchs", "--epochs"]),
-        ("--epochs 0", ["--epochs 0", "at least 1"]),
+        ("--epochs 0", ["--epochs 0", "above 0"]),
+        ("--epochs inf", ["--epochs inf", "above 0"]),
         ("--epochs many", ["--epochs", "many"]),
         ("--epochs", ["--epochs"]),
         ("--batch-size -5", ["--batch-size -5", "at least 1"]),
@@ -333,6 +334,7 @@ def test_as_a_user_would_see_it(tmp_path: Path) -> None:
     result = run_python(EXPERIMENTS / "mnist_cnn.py", "--epochs", "0", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == (
-        "error: --epochs 0: give a whole number of at least 1 (--help explains the options)\n"
+        "error: --epochs 0: give a number above 0, such as 12 or 1.5 (--help explains the "
+        "options)\n"
     )
     assert list(tmp_path.iterdir()) == []

@@ -12,9 +12,12 @@ from pathlib import Path
 from research.data.dataset import Dataset
 from research.results.evaluation import evaluate
 from research.results.export import load_h5
+from research.tools.load_experiment import load_experiment
+from research.training.train import train
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import EXPERIMENTS, RunHere, make_split, run_python
 from PIL import Image
 
@@ -86,6 +89,36 @@ def test_a_variant_runs_and_its_diff_shows_only_the_idea(
     result = run_here(EXPERIMENTS / f"{name}.py", "--data", data_file, "--epochs", "1")
     assert (result.status, result.stderr) == (0, "")
     assert "Training finished successfully." in result.stdout
+
+
+@pytest.mark.parametrize("name", ["speedrun"])
+def test_an_experiment_runs_and_learns(name: str, data_file: Path, run_here: RunHere) -> None:
+    options = ("--data", data_file, "--batch-size", "32", "--run-dir", "run")
+    result = run_here(EXPERIMENTS / f"{name}.py", *options)
+    assert (result.status, result.stderr) == (0, "")
+    assert re.search(r"Training took \d+\.\d s;", result.stdout)
+    rows = [json.loads(row) for row in Path("run", "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if row["split"] == "validation"]
+    assert losses[-1] < 2.2
+
+
+def test_speedruns_first_layer_is_of_use_as_it_is_and_stays_so(dataset: Dataset) -> None:
+    config_type, build, step = load_experiment(EXPERIMENTS / "speedrun.py")
+    state = build(config_type(batch_size=32), 10)
+    conv1 = state.model.conv1
+    pixels = np.random.default_rng(0).normal(size=(28, 28, 500))
+    for _ in range(2):  # along the columns, then along the rows
+        pixels = np.swapaxes(pixels, 0, 1)
+        for place in range(1, 28):
+            pixels[place] = 0.8 * pixels[place - 1] + 0.6 * pixels[place]
+    images = 0.15 + np.sqrt(0.11) * pixels.transpose(2, 0, 1)[..., np.newaxis]
+    outputs = tf.nn.bias_add(tf.nn.conv2d(images, conv1.kernel, 1, "VALID"), conv1.bias)
+    spread = np.std(outputs, axis=(0, 1, 2))
+    assert 0.5 < spread.min() < spread.max() < 1.1
+    np.testing.assert_allclose(np.mean(outputs, axis=(0, 1, 2)), 0, atol=0.1)
+    before = conv1.kernel.numpy()
+    list(train(state, step, dataset.train, epochs=1, batch_size=32))
+    np.testing.assert_array_equal(conv1.kernel, before)
 
 
 def test_what_a_step_prints_is_seen(data_file: Path, tmp_path: Path) -> None:
@@ -205,6 +238,26 @@ def test_what_recording_costs_is_measured_epoch_by_epoch(tmp_path: Path) -> None
     assert len(found["seconds"]) == len(found["throughput_ratio"]) == 2
     for (recorded, without), ratio in zip(found["seconds"], found["throughput_ratio"], strict=True):
         assert ratio == pytest.approx(without / recorded)
+
+
+@pytest.mark.slow
+def test_whole_trainings_are_those_of_the_experiment_and_compared_with_fit(tmp_path: Path) -> None:
+    experiment = EXPERIMENTS / "speedrun.py"
+    options = ("--examples", "600", "--trainings", "2", "--steps", "2", "--json")
+    result = run_python("-m", "research", "bench", experiment, *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(result.stdout)["trainings"]
+    assert [row["seed"] for row in rows] == [0, 1]
+    for row in rows:
+        assert row["fit_over_ours"] == pytest.approx(row["fit_seconds"] / row["seconds"])
+        assert 0 < row["seconds"] < 60
+    own = run_python(
+        *(experiment, "--examples", "600", "--seed", "1", "--run-dir", "run"), cwd=tmp_path
+    )
+    assert own.returncode == 0, own.stderr
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert evaluation["accuracy"] == rows[1]["accuracy"]
+    assert evaluation["loss"] == pytest.approx(rows[1]["loss"], rel=1e-5)
 
 
 def test_importing_the_package_leaves_out_what_takes_long_and_is_not_needed(tmp_path: Path) -> None:

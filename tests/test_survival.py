@@ -135,6 +135,7 @@ def test_a_run_may_be_resumed_with_other_logging_and_ends_the_same(
         ("mnist_cnn.py --fork run --run-dir run", ["--run-dir run", "exists"]),
         ("mnist_cnn.py --checkpoint-every 1h", ["--checkpoint-every 1h"]),
         ("mnist_cnn.py --resume schedule --epochs 4", ["--epochs 4", "learning rate falls"]),
+        ("mnist_cnn.py --resume part --epochs 4", ["--epochs 4", "2.9 epochs", "--fork part"]),
         ("mnist_cnn.py --resume other_data", ["is not what it was trained on"]),
         ("mnist_cnn.py --resume no_environment", ["environment.json does not say"]),
         ("mnist_cnn.py --resume bad_config", ["config.json can't be read"]),
@@ -146,12 +147,13 @@ def test_what_may_not_be_changed_is_refused_with_the_reason(
 ) -> None:
     before = everything(run)
     name, *arguments = options.split()
-    for word in ("schedule", "other_data", "no_environment", "bad_config", "taken"):
+    for word in ("schedule", "part", "other_data", "no_environment", "bad_config", "taken"):
         if word in arguments:
             copy = shutil.copytree(run, run.parent / word)
             config = json.loads((copy / "config.json").read_text())
             environment = json.loads((copy / "environment.json").read_text())
             config |= {"decay": "cosine"} if word == "schedule" else {}
+            config |= {"epochs": 2.9} if word == "part" else {}
             config |= {"epochs": "many"} if word == "bad_config" else {}
             environment["data"]["sha256"] = (
                 "0" if word == "other_data" else (environment["data"]["sha256"])

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -24,6 +24,11 @@ from research.recording.screen import Screen
 from research.tools import bench_others
 from research.tools.bench_loops import floating_point_operations, serve
 from research.tools.bench_recording import compare_recording
+from research.tools.bench_trainings import (
+    REFERENCE_BATCH_SIZE,
+    compare_trainings,
+    serve_trainings,
+)
 from research.tools.load_experiment import EXPERIMENTS, load_experiment
 
 import numpy as np
@@ -63,15 +68,21 @@ class Bench:
     """Print JSON instead of tables."""
     recording: bool = False
     """Measure instead what recording costs: whole epochs of an experiment, with it and without."""
+    trainings: int | None = None
+    """Measure instead so many whole trainings, of seed 0 and up, and how long Keras fit takes."""
     examples: int | None = None
-    """With --recording: epochs of the first so many examples only."""
-    serve: Ours | None = None
+    """With --recording or --trainings: on the first so many examples only."""
+    serve: Ours | Literal["trainings"] | None = None
     """Be one of those processes: take a turn for each line of the standard input."""
 
     def __post_init__(self) -> None:
         require("blocks", self.blocks, self.blocks >= 2, "give at least 2")
-        valid = self.examples is None or (self.recording and self.examples >= 1)
-        require("examples", self.examples, valid, "give at least 1, and --recording")
+        whole = self.recording or self.trainings is not None or self.serve == "trainings"
+        valid = self.examples is None or (whole and self.examples >= 1)
+        need = "give at least 1, and --recording or --trainings"
+        require("examples", self.examples, valid, need)
+        valid = self.trainings is None or (self.trainings >= 2 and not self.recording)
+        require("trainings", self.trainings, valid, "give at least 2, without --recording")
         require("steps", self.steps, 1 <= self.steps <= 400, "give 1 to 400")
         once = 0 < len(set(self.loops)) == len(self.loops)
         require("loops", " ".join(self.loops), once, "give at least one, and each once")
@@ -85,7 +96,9 @@ class Bench:
         config = config_type()
         screen.console.quiet = self.json or self.serve is not None
         data = load_mnist(screen.say)
-        if self.serve is not None:
+        if self.serve == "trainings":
+            serve_trainings(config, build, step, data.first(self.examples))
+        elif self.serve is not None:
             serve(self.serve, config, build, step, data, self.steps)
         elif self.recording:
             compare_recording(
@@ -94,6 +107,18 @@ class Bench:
                 as_json=self.json,
                 screen=screen,
             )
+        elif self.trainings is not None:
+            with self._processes(
+                ("trainings", "fit-float32"), data, REFERENCE_BATCH_SIZE
+            ) as processes:
+                compare_trainings(
+                    *(processes["trainings"], processes["fit-float32"]),
+                    trainings=self.trainings,
+                    steps=self.steps,
+                    examples=len(data.first(self.examples).train),
+                    as_json=self.json,
+                    screen=screen,
+                )
         else:
             flop = floating_point_operations(build(config, self.steps).model, config.batch_size)
             found = {"gigaflop_per_step": flop / 1e9}
@@ -110,7 +135,7 @@ class Bench:
     def _measure(self, data: Dataset, batch_size: int, screen: Screen) -> dict[str, Any]:
         milliseconds: dict[str, list[float]] = {loop: [] for loop in self.loops}
         memory: dict[str, int] = {}
-        with self._processes(data, batch_size) as processes:
+        with self._processes(self.loops, data, batch_size) as processes:
             for loop in self.loops:
                 screen.say(f"warming up: {loop}")
                 processes[loop]("turn")
@@ -133,18 +158,22 @@ class Bench:
             }
 
     @contextlib.contextmanager
-    def _processes(self, data: Dataset, batch_size: int) -> Iterator[dict[Loop, Any]]:
+    def _processes(
+        self, loops: Iterable[str], data: Dataset, batch_size: int
+    ) -> Iterator[dict[str, Any]]:
         """For each loop a function that sends its process a line and returns the answer."""
         with contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="research-")))
             file = folder / "data.npz"
             np.savez(file, images=data.train.images, labels=data.train.labels)
             processes = {}
-            for loop in self.loops:
+            for loop in loops:
                 command, environment = [sys.executable], dict(os.environ)
-                if loop in get_args(Ours):
+                if loop == "trainings" or loop in get_args(Ours):
                     command += ["-m", "research", "bench", str(self.experiment)]
                     command += ["--serve", loop, "--steps", str(self.steps)]
+                    if self.trainings is not None and self.examples is not None:
+                        command += ["--examples", str(self.examples)]
                 else:
                     command += [bench_others.__file__, loop, str(file)]
                     command += [str(batch_size), str(self.steps)]

@@ -190,6 +190,21 @@ def test_reports_come_when_due_and_hold_means_over_examples(step: Step) -> None:
     assert all(r.seconds > 0 and r.examples_per_second > 0 for r in reports)
 
 
+def test_training_may_end_within_an_epoch(step: Step) -> None:
+    whole, part = make_state(), make_state()
+    expected = run(whole, step, make_split(100), until=10)
+    reports = run(part, step, make_split(100), epochs=1.4)
+    assert [(r.step, r.epoch, r.epoch_ended, r.due) for r in reports] == [
+        (7, 1, True, True),
+        (10, 2, True, True),
+    ]
+    assert reports[-1].examples == 48
+    np.testing.assert_array_equal(reports[-1].history["loss"], expected[-1].history["loss"])
+    for a, b in zip(whole.values().values(), part.values().values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert [r.step for r in run(make_state(), step, make_split(100), epochs=0.01)] == [1]
+
+
 def test_reports_that_come_early_change_none_that_is_due(step: Step) -> None:
     plain, asked, regular = (
         run(make_state(), step, make_split(160), report_every=8, steps_per_call=2, **options)

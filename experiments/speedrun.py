@@ -1,0 +1,90 @@
+"""The shortest training to a mean test accuracy of 99.25%.
+
+The reference experiment with five changes. The first layer is not trained: its filters are random
+directions among decorrelated pixels, which are as good (compare Jordan, "94% on CIFAR-10 in 3.29
+Seconds on a Single GPU", 2024), and a step is a fifth shorter. The learning rate is higher, rises
+over the first third and falls to zero. Images are shifted by up to a pixel, and labels smoothed.
+In so short a training nothing is learned by heart: dropout would only slow it down.
+All of it was selected on 10,000 held-out training examples.
+
+- Command: python experiments/speedrun.py
+- Duration: about a minute and a half on 2 CPU cores
+- Expect: test accuracy of 99.25% on average; with seed 0, 99.2%
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from research.config import Config as BaseConfig
+from research.data.augmentation import random_shift
+from research.experiment import main
+from research.network.mnist_cnn import MnistCNN
+from research.training.optimizer import Adadelta
+from research.training.schedules import Decay, LearningRate
+from research.training.state import State
+
+import numpy as np
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(BaseConfig):
+    """The options of every experiment, with other defaults."""
+
+    epochs: float = 1.3
+    learning_rate: float = 4.0
+    decay: Decay = "linear"
+    warmup_epochs: float = 0.4
+    dropout: tuple[float, float] = (0.0, 0.0)
+
+
+def build(config: Config, total_steps: int) -> State:
+    """The model, the optimizer and the loss."""
+    warmup_steps = round(total_steps * config.warmup_epochs / config.epochs)
+    learning_rate = LearningRate(config.learning_rate, total_steps, config.decay, warmup_steps)
+    model = MnistCNN(config.dense_width, config.dropout, config.seed, config.precision)
+    set_decorrelating_filters(model.conv1, config.seed)
+    model.conv1.trainable = False
+    return State(
+        model=model,
+        optimizer=Adadelta(learning_rate, rho=0.95, epsilon=1e-7),
+        loss=tf.keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=0.1, reduction="none"
+        ),
+        seed=config.seed,
+        clip_norm=config.clip_norm,
+    )
+
+
+def set_decorrelating_filters(layer: Any, seed: int) -> None:
+    """Makes the outputs of a 3x3 convolution of one channel, before ReLU, of like size on MNIST.
+
+    There a pixel is 0.15 on average, with a variance of 0.11, and correlates with the next one by
+    0.8, across rows as across columns.
+    """
+    along_a_row = 0.8 ** np.abs(np.subtract.outer(range(3), range(3)))
+    variances, directions = np.linalg.eigh(0.11 * np.kron(along_a_row, along_a_row))
+    random = np.random.default_rng(seed).normal(size=(9, layer.filters))
+    random /= np.linalg.norm(random, axis=0)
+    # The faintest directions are mostly noise: they are not made as strong as the others.
+    kernel = directions / np.sqrt(variances + 0.01) @ random
+    layer.kernel.assign(kernel.reshape(3, 3, 1, layer.filters))
+    layer.bias.assign(-0.15 * kernel.sum(0))
+
+
+def step(state: State, images: Any, labels: Any) -> dict[str, Any]:
+    """One step of training on images [B, 28, 28, 1] in 0..1 and one-hot labels [B, 10]."""
+    images = random_shift(images, state.random_seed("augmentation"), pixels=1)
+    with tf.GradientTape() as tape:
+        logits = state.model.logits(images, training=True, seed=state.random_seed("dropout"))
+        loss = tf.reduce_mean(state.loss(labels, logits))
+    gradients = state.gradients(tape, loss)
+    measured = state.update(gradients)
+    accuracy = tf.reduce_mean(tf.keras.metrics.categorical_accuracy(labels, logits))
+    return {"loss": loss, "accuracy": accuracy, **measured}
+
+
+if __name__ == "__main__":
+    main(Config, build, step)

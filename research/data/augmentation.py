@@ -1,0 +1,79 @@
+"""Augmentation: training images changed at random, as a function of a seed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import tensorflow as tf
+
+
+def random_shift(images: Any, seed: Any, pixels: int = 1) -> Any:
+    """Moves each image by a whole number of pixels of its own, down or up and right or left.
+
+    Args:
+        images: float [B, H, W, C].
+        seed: integer [2]; a step gets one from ``state.random_seed("augmentation")``.
+        pixels: at most so many in either direction, each number of them equally likely.
+
+    Returns:
+        A tensor like ``images``; what comes in from outside is 0.
+    """
+    shifts = tf.random.stateless_uniform(
+        [2, tf.shape(images)[0]], seed, -pixels, pixels + 1, dtype=tf.int32
+    )
+    one, zero = tf.ones_like(shifts[0], tf.float32), tf.zeros_like(shifts[0], tf.float32)
+    right, down = tf.unstack(tf.cast(shifts, tf.float32))
+    return _transform(images, [one, zero, right, zero, one, down], "NEAREST")
+
+
+def random_affine(
+    images: Any,
+    seed: Any,
+    *,
+    shift: float = 0.0,
+    rotation: float = 0.0,
+    scale: float = 0.0,
+    shear: float = 0.0,
+) -> Any:
+    """Shifts, turns, scales and slants each image by amounts of its own, about its middle.
+
+    Each amount is uniform within what is given and drawn independently. Between pixels the
+    result is interpolated bilinearly.
+
+    Args:
+        images: float [B, H, W, C].
+        seed: integer [2]; a step gets one from ``state.random_seed("augmentation")``.
+        shift: at most so many pixels, down or up and right or left.
+        rotation: at most so many degrees, either way.
+        scale: by a factor of 1 - scale to 1 + scale, one for the height and one for the width.
+        shear: a row moves sideways by at most this times its distance from the middle.
+
+    Returns:
+        A tensor like ``images``; what comes in from outside is 0.
+    """
+    amounts = tf.random.stateless_uniform([6, tf.shape(images)[0]], seed, -1.0, 1.0)
+    angle = amounts[0] * math.radians(rotation)
+    width, height = 1 + amounts[1] * scale, 1 + amounts[2] * scale
+    slant, right, down = amounts[3] * shear, amounts[4] * shift, amounts[5] * shift
+    cosine, sine = tf.cos(angle), tf.sin(angle)
+    # From a place in the result, relative to the middle, to the one in the image.
+    a, b = cosine / width, (slant * cosine - sine) / width
+    c, d = sine / height, (slant * sine + cosine) / height
+    middle_x, middle_y = (images.shape[2] - 1) / 2, (images.shape[1] - 1) / 2
+    x = middle_x + right - a * middle_x - b * middle_y
+    y = middle_y + down - c * middle_x - d * middle_y
+    return _transform(images, [a, b, x, c, d, y], "BILINEAR")
+
+
+def _transform(images: Any, matrix: list[Any], interpolation: str) -> Any:
+    """Applies to each image a matrix that takes (x, y, 1) of the result to that of the image."""
+    zero = tf.zeros_like(matrix[0])
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=images,
+        transforms=tf.stack([*matrix, zero, zero], axis=1),
+        output_shape=tf.shape(images)[1:3],
+        interpolation=interpolation,
+        fill_mode="CONSTANT",
+        fill_value=0.0,
+    )
