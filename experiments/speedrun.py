@@ -33,10 +33,10 @@ import tensorflow as tf
 class Config(BaseConfig):
     """The options of every experiment, with other defaults."""
 
-    epochs: float = 1.2
+    epochs: float = 1.5
     learning_rate: float = 4.0
     decay: Decay = "linear"
-    warmup_epochs: float = 0.36
+    warmup_epochs: float = 0.45
     dropout: tuple[float, float] = (0.0, 0.0)
 
 
