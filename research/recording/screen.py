@@ -80,7 +80,7 @@ class TrainingProgress:
         self._epochs = epochs
         self._steps = steps
         self._last_line = time.monotonic()
-        self._seconds = 0.0
+        self._seconds_reported = self._seconds = 0.0
         bar = [BarColumn()] if screen.console.width >= 110 else []
         self._live = Progress(
             TextColumn("{task.description}"),
@@ -95,7 +95,9 @@ class TrainingProgress:
 
     def show(self, report: Report) -> None:
         """Brings the display up to a report."""
-        self._seconds += report.seconds if report.due else 0
+        self._seconds = self._seconds_reported + report.seconds
+        if report.due:  # one that is made early tells what the next will tell again
+            self._seconds_reported = self._seconds
         line = f"epoch {report.epoch}/{self._epochs:g}  step {report.step:,}"
         for name in ("loss", "accuracy"):
             if name in report.metrics:
@@ -119,4 +121,4 @@ class TrainingProgress:
 
     def __exit__(self, *error: object) -> None:
         self._live.stop()
-        self._screen.say(f"Training took {self._seconds:.1f} s; validation and recording apart")
+        self._screen.say(f"Training took {self._seconds:.1f} s, validation apart")
