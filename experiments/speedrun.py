@@ -9,7 +9,7 @@ All of it was selected on 10,000 held-out training examples.
 
 - Command: python experiments/speedrun.py
 - Duration: about a minute and a half on 2 CPU cores
-- Expect: test accuracy of 99.25% on average; with seed 0, 99.2%
+- Expect: test accuracy of 99.25% on average; with seed 0, 99.26%
 """
 
 from __future__ import annotations

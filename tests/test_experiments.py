@@ -111,7 +111,7 @@ def test_speedruns_first_layer_is_of_use_as_it_is_and_stays_so(dataset: Dataset)
         pixels = np.swapaxes(pixels, 0, 1)
         for place in range(1, 28):
             pixels[place] = 0.8 * pixels[place - 1] + 0.6 * pixels[place]
-    images = 0.15 + np.sqrt(0.11) * pixels.transpose(2, 0, 1)[..., np.newaxis]
+    images = (0.15 + np.sqrt(0.11) * pixels.transpose(2, 0, 1)[..., np.newaxis]).astype("float32")
     outputs = tf.nn.bias_add(tf.nn.conv2d(images, conv1.kernel, 1, "VALID"), conv1.bias)
     spread = np.std(outputs, axis=(0, 1, 2))
     assert 0.5 < spread.min() < spread.max() < 1.1

@@ -73,14 +73,15 @@ def compare_trainings(
     if as_json:
         print(json.dumps({"trainings": rows}, indent=2))
         return
-    table = Table("", "mean ± standard deviation", "lowest", "highest")
+    table = Table("", "mean ± standard deviation", "median", "lowest", "highest")
     for name, digits in (
         *(("accuracy", 4), ("loss", 4), ("seconds", 1)),
         *(("fit_seconds", 0), ("fit_over_ours", 1)),
     ):
         values = [row[name] for row in rows]
         spread = f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
-        table.add_row(name, spread, f"{min(values):.{digits}f}", f"{max(values):.{digits}f}")
+        others = (statistics.median(values), min(values), max(values))
+        table.add_row(name, spread, *(f"{value:.{digits}f}" for value in others))
     screen.console.print(table)
     screen.say(
         f"accuracy and loss: on the test set; seconds: of training; fit_seconds: of "
