@@ -79,9 +79,8 @@ class Config:
     """With --fork: the step of the checkpoint. Default: the newest."""
 
     def __post_init__(self) -> None:
-        for name in (
-            *("batch_size", "steps_per_call", "log_every", "keep_checkpoints", "dense_width"),
-        ):
+        counts = ("batch_size", "steps_per_call", "log_every", "keep_checkpoints", "dense_width")
+        for name in counts:
             value = getattr(self, name)
             require(name, value, 1 <= value < 2**31, "give a whole number of at least 1")
         epochs, positive = f"{self.epochs:g}", 0 < self.epochs < 2**31
