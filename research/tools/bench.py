@@ -7,7 +7,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from research.tools.bench_trainings import (
     serve_trainings,
 )
 from research.tools.load_experiment import EXPERIMENTS, load_experiment
+from research.tools.mean_and_spread import mean_and_spread
 
 import numpy as np
 import tyro
@@ -187,12 +187,12 @@ class Bench:
         def ratio(above: str, below: str) -> str:
             if above == below or not times.get(above) or not times.get(below):
                 return ""
-            return mean([a / b for a, b in zip(times[above], times[below], strict=True)])
+            return mean_and_spread([a / b for a, b in zip(times[above], times[below], strict=True)])
 
         table = Table("", "steps per second", "ms per step", "peak MiB")
         for loop in self.loops:
-            per_second = mean([1000 / time for time in times[loop]])
-            table.add_row(loop, per_second, mean(times[loop]), str(memory.get(loop, "")))
+            per_second = mean_and_spread([1000 / time for time in times[loop]])
+            table.add_row(loop, per_second, mean_and_spread(times[loop]), str(memory.get(loop, "")))
         screen.console.print(table)
         table = Table("", "time over floor", "speed over fit-float32", "over fit-bfloat16")
         for loop in (loop for loop in self.loops if "products" not in loop):
@@ -210,11 +210,6 @@ class Bench:
             for name, time in [*listed[:SHOWN_OPERATIONS], ("all others", rest)]:
                 table.add_row(name, f"{time:.1f}")
             screen.console.print(table)
-
-
-def mean(values: list[float]) -> str:
-    """Mean and standard deviation, for reading."""
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from research.recording.run import Run
 from research.recording.screen import Screen, TrainingProgress
 from research.results.evaluation import evaluate
 from research.signals import StopRequest
+from research.tools.mean_and_spread import mean_and_spread
 from research.training.state import State
 from research.training.train import Report, Step, train
 
@@ -58,8 +59,8 @@ def compare_recording(
         print(json.dumps({"seconds": pairs, "throughput_ratio": ratios}, indent=2))
         return
     screen.say(
-        f"Throughput with recording over that without: {statistics.mean(ratios):.2f} ± "
-        f"{statistics.stdev(ratios):.2f} (mean ± standard deviation), "
+        f"Throughput with recording over that without: {mean_and_spread(ratios)} "
+        f"(mean ± standard deviation), "
         f"{statistics.median(ratios):.3f} (median), n = {blocks} epochs each"
     )
 

@@ -15,6 +15,7 @@ from research.data.batches import steps_of_epochs
 from research.data.dataset import Dataset
 from research.recording.screen import Screen
 from research.results.evaluation import evaluate
+from research.tools.mean_and_spread import mean_and_spread
 from research.training.state import State
 from research.training.train import Step, train
 
@@ -79,9 +80,10 @@ def compare_trainings(
         *(("fit_seconds", 0), ("fit_over_ours", 1)),
     ):
         values = [row[name] for row in rows]
-        spread = f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
         others = (statistics.median(values), min(values), max(values))
-        table.add_row(name, spread, *(f"{value:.{digits}f}" for value in others))
+        table.add_row(
+            name, mean_and_spread(values, digits), *(f"{value:.{digits}f}" for value in others)
+        )
     screen.console.print(table)
     screen.say(
         f"accuracy and loss: on the test set; seconds: of training; fit_seconds: of "
