@@ -19,6 +19,7 @@ from research.tools.mean_and_spread import mean_and_spread
 from research.training.state import State
 from research.training.train import Step, train
 
+from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 from rich.table import Table
 
 # The well-known Keras script's.
@@ -99,12 +100,19 @@ def _measure(
     screen: Screen,
 ) -> Iterator[dict[str, float]]:
     """One training after the other, a row for each."""
-    for seed in range(trainings):
-        row = {"seed": seed, **ask_ours(str(seed))}
-        row["fit_seconds"] = ask_fit("turn")["seconds"] * turns_of_fit
-        row["fit_over_ours"] = row["fit_seconds"] / row["seconds"]
-        screen.say(
-            f"seed {seed} ({seed + 1}/{trainings})  test accuracy {row['accuracy']:.4f}  trained "
-            f"{row['seconds']:.1f} s  Keras fit {row['fit_seconds']:.0f} s"
-        )
-        yield row
+    columns = (SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn())
+    with Progress(
+        *columns,
+        console=screen.console,
+        disable=not screen.console.is_terminal,
+        transient=True,
+    ) as progress:
+        for seed in progress.track(range(trainings), description="trainings"):
+            row = {"seed": seed, **ask_ours(str(seed))}
+            row["fit_seconds"] = ask_fit("turn")["seconds"] * turns_of_fit
+            row["fit_over_ours"] = row["fit_seconds"] / row["seconds"]
+            screen.say(
+                f"seed {seed} ({seed + 1}/{trainings})  test accuracy {row['accuracy']:.4f}  "
+                f"trained {row['seconds']:.1f} s  Keras fit {row['fit_seconds']:.0f} s"
+            )
+            yield row
