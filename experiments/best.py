@@ -1,13 +1,14 @@
 """The highest test accuracy within 20 minutes on two CPU cores.
 
-The reference experiment, longer and with six changes. Images are shifted, turned, scaled and
-slanted at random, which leaves dropout, and the first layer's training, without a use. Labels are
-smoothed; the learning rate is higher, rises over the first epoch and falls to zero. All of it was
-selected on held-out training examples. One network sees each test image once, as it is.
+The reference experiment, longer and with five changes. Images are shifted, turned, scaled and
+slanted at random, and there is no dropout, which then does harm. As in the speedrun the first
+layer is not trained, labels are smoothed, and the learning rate is higher, rises at first and falls
+to zero. All of it was selected on held-out training examples. One network sees each test image
+once, as it is.
 
 - Command: python experiments/best.py
-- Duration: about 15 minutes on 2 CPU cores
-- Expect: test accuracy of 99.6%
+- Duration: about 13 minutes on 2 CPU cores
+- Expect: test accuracy of 99.6%; with seed 0, 99.61%
 """
 
 from __future__ import annotations
