@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from research.config import parse_errors_in_one_line
-from research.errors import InputError, NonFiniteError
+from research.errors import InputError, NonFiniteError, StorageError
 from research.recording.screen import Screen
 from research.tools.bench import Bench
 from research.tools.board import Board
@@ -18,8 +18,11 @@ import tyro
 
 
 def main() -> None:
-    """Runs one verb; exits with status 2 and one line of explanation after bad input."""
-    message = ""
+    """Runs one verb; exits with one line of explanation and status 2 after bad input.
+
+    Where a file can't be written the status is 1.
+    """
+    status, message = 2, ""
     with Screen() as screen:
         try:
             with parse_errors_in_one_line():
@@ -31,11 +34,13 @@ def main() -> None:
             holds = verb.run(screen)
         except (InputError, NonFiniteError) as error:
             message = f"error: {error}"
+        except StorageError as error:
+            status, message = 1, f"error: {error}"
         except KeyboardInterrupt:
             sys.exit(130)
     if message:
         print(message, file=sys.stderr)
-        sys.exit(2)
+        sys.exit(status)
     sys.exit(1 if holds is False else 0)
 
 

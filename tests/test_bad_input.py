@@ -321,6 +321,12 @@ def test_predict(tmp_path: Path, run_here: RunHere, dataset: Dataset) -> None:
         ("def", "not a program"),
         ("import nowhere", "not a program"),
         ("x = 1", "Config"),
+        (
+            "from research.config import Config as Base\nimport dataclasses\n"
+            "@dataclasses.dataclass(frozen=True, kw_only=True)\nclass Config(Base):\n    new: int\n"
+            "build = step = None",
+            "give each option a default",
+        ),
     ],
 )
 def test_bench(content: str | None, words: str, tmp_path: Path, run_here: RunHere) -> None:
@@ -328,6 +334,24 @@ def test_bench(content: str | None, words: str, tmp_path: Path, run_here: RunHer
     if content is not None:
         file.write_text(content)
     assert words in complaint(run_here("research", "bench", str(file)))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--blocks 1", ["--blocks 1", "at least 2"]),
+        ("--steps 0", ["--steps 0", "at least 1"]),
+        ("--trainings 1", ["--trainings 1", "at least 2"]),
+        ("--trainings 2 --recording", ["--trainings 2", "without --recording"]),
+        ("--examples 9", ["--examples 9", "--recording or --trainings"]),
+        ("--loops fit-float32 fit-float32", ["--loops fit-float32 fit-float32", "each once"]),
+        ("--loops transmogrify", ["transmogrify"]),
+    ],
+)
+def test_options_of_bench(options: str, words: list[str], run_here: RunHere) -> None:
+    message = complaint(run_here("research", "bench", *options.split()))
+    for word in words:
+        assert word in message
 
 
 def test_as_a_user_would_see_it(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -56,7 +57,8 @@ def compare_recording(
         on.close()
     ratios = [without / recorded for recorded, without in pairs]
     if as_json:
-        print(json.dumps({"seconds": pairs, "throughput_ratio": ratios}, indent=2))
+        found = {"seconds": pairs, "throughput_ratio": ratios}
+        print(json.dumps(found, indent=2), file=sys.__stdout__)
         return
     screen.say(
         f"Throughput with recording over that without: {mean_and_spread(ratios)} "
@@ -91,7 +93,7 @@ def recorded_epochs(
 
 def plain_epochs(config: Config, build: Build, step: Step, data: Dataset) -> Iterator[float]:
     """The seconds that each epoch takes where all that happens is training and validation."""
-    state = build(config, 1)
+    state = build(config, steps_of_epochs(config.epochs, len(data.train), config.batch_size))
     reports = train(state, step, data.train, epochs=config.epochs, batch_size=config.batch_size)
     while True:
         begun = time.perf_counter()
