@@ -189,7 +189,8 @@ class Run:
                 batch_of_step, state.seed, report.step - 1, split, self._config.batch_size
             )
             returned = {k: v for k, v in report.last_step.items() if k not in ratios}
-            weights = {k: tf.convert_to_tensor(v.value) for k, v in state.weights().items()}
+            variables = state.weights(all_layers=True)
+            weights = {name: tf.convert_to_tensor(v.value) for name, v in variables.items()}
             self._tensorboard.training(report.step, weights, returned, batch)
 
     def record_validation(self, step: int, found: Validation, split: Split) -> None:

@@ -66,7 +66,8 @@ class _Console(Console):
 class TrainingProgress:
     """A live line with epoch, step, loss, accuracy, examples per second and time left.
 
-    Where standard output is no terminal, plain lines appear instead, now and then.
+    Where standard output is no terminal, plain lines appear instead, now and then. After the last
+    step it says how long training took.
 
     Args:
         screen: where to show it.
@@ -79,6 +80,7 @@ class TrainingProgress:
         self._screen = screen
         self._epochs = epochs
         self._steps = steps
+        self._first = self._done = done
         self._last_line = time.monotonic()
         self._seconds_reported = self._seconds = 0.0
         bar = [BarColumn()] if screen.console.width >= 110 else []
@@ -95,6 +97,7 @@ class TrainingProgress:
 
     def show(self, report: Report) -> None:
         """Brings the display up to a report."""
+        self._done = report.step
         self._seconds = self._seconds_reported + report.seconds
         if report.due:  # one that is made early tells what the next will tell again
             self._seconds_reported = self._seconds
@@ -121,4 +124,6 @@ class TrainingProgress:
 
     def __exit__(self, *error: object) -> None:
         self._live.stop()
-        self._screen.say(f"Training took {self._seconds:.1f} s, validation apart")
+        if self._first < self._done == self._steps:
+            since = f" since step {self._first}" if self._first else ""
+            self._screen.say(f"Training took {self._seconds:.1f} s{since}, validation apart")

@@ -82,18 +82,21 @@ class State:
             found |= {f"{group}/{n:03d}/{v.path}": v for n, v in enumerate(variables)}
         return found | {f"extra/{name}": variable for name, variable in self.extra.items()}
 
-    def weights(self) -> dict[str, Any]:
+    def weights(self, *, all_layers: bool = False) -> dict[str, Any]:
         """The trainable variables by name, such as ``conv1/kernel``: layer, slash, variable.
 
         Where layers have been given the same name, a number is added to it.
+
+        Args:
+            all_layers: those that are not trained, too.
         """
         found: dict[str, Any] = {}
-        for variable in self.model.trainable_variables:
+        for variable in self.model.weights:
             layer, _, own = variable.path.removeprefix(f"{self.model.name}/").rpartition("/")
             places = (f"{layer}_{n}" if n > 1 else layer for n in itertools.count(1))
             names = (f"{place}/{own}" if layer else own for place in places)
             found[next(name for name in names if name not in found)] = variable
-        return found
+        return {name: v for name, v in found.items() if all_layers or v.trainable}
 
     def values(self) -> dict[str, npt.NDArray[Any]]:
         """The values of ``variables()``, copied to the host, in the same order."""
