@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 from research.data.dataset import Dataset
+from research.network.initialization import set_decorrelating_filters
+from research.network.mnist_cnn import MnistCNN
 from research.results.evaluation import evaluate
 from research.results.export import load_h5
 from research.tools.load_experiment import load_experiment
@@ -99,13 +101,17 @@ def test_an_experiment_runs_and_learns(name: str, data_file: Path, run_here: Run
     rows = [json.loads(row) for row in Path("run", "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if row["split"] == "validation"]
     assert losses[-1] < 2.2
+    # A layer that is not trained is drawn as well.
+    (events,) = Path("run", "train").glob("events.*")
+    assert b"figures/filters_conv1" in events.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["speedrun", "best"])
 def test_a_first_layer_that_is_not_trained_stays_as_it_is(name: str, dataset: Dataset) -> None:
     config_type, build, step = load_experiment(EXPERIMENTS / f"{name}.py")
     state = build(config_type(batch_size=32), 10)
-    before = [variable.numpy() for variable in state.model.conv1.variables]
+    set_decorrelating_filters(alike := MnistCNN(8).conv1, 0)
+    before = [variable.numpy() for variable in alike.variables]
     list(train(state, step, dataset.train, epochs=1, batch_size=32))
     for variable, value in zip(state.model.conv1.variables, before, strict=True):
         np.testing.assert_array_equal(variable, value)
@@ -214,7 +220,7 @@ def test_bench_shows_tables_and_says_which_loop_fails(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert failed.returncode == 2
-    assert failed.stderr.startswith("error: fit-float32: its process ended early: ...")
+    assert failed.stderr.startswith("error: fit-float32: its process gave no answer: ...")
 
 
 @pytest.mark.slow
@@ -238,9 +244,7 @@ def test_whole_trainings_are_those_of_the_experiment_and_compared_with_fit(tmp_p
     assert result.returncode == 0, result.stderr
     rows = json.loads(result.stdout)["trainings"]
     assert [row["seed"] for row in rows] == [0, 1]
-    for row in rows:
-        assert row["fit_over_ours"] == pytest.approx(row["fit_seconds"] / row["seconds"])
-        assert 0 < row["seconds"] < 60
+    assert all(0 < row["seconds"] < 60 < row["fit_seconds"] * 60 for row in rows)
     own = run_python(
         *(experiment, "--examples", "600", "--seed", "1", "--run-dir", "run"), cwd=tmp_path
     )

@@ -14,7 +14,7 @@ def random_shift(images: Any, seed: Any, pixels: int = 1) -> Any:
     Args:
         images: float [B, H, W, C].
         seed: integer [2]; a step gets one from ``state.random_seed("augmentation")``.
-        pixels: at most so many in either direction, each number of them equally likely.
+        pixels: at most so many in either direction, at least 0, each number equally likely.
 
     Returns:
         A tensor like ``images``; what comes in from outside is 0.
@@ -36,17 +36,18 @@ def random_affine(
     scale: float = 0.0,
     shear: float = 0.0,
 ) -> Any:
-    """Shifts, turns, scales and slants each image by amounts of its own, about its middle.
+    """Shifts, scales, turns and slants each image, in that order, by amounts of its own.
 
-    Each amount is uniform within what is given and drawn independently. Between pixels the
-    result is interpolated bilinearly.
+    All but the shift leave the middle where it is. Each amount is uniform within what is given and
+    drawn independently. Between pixels the result is interpolated bilinearly.
 
     Args:
         images: float [B, H, W, C].
         seed: integer [2]; a step gets one from ``state.random_seed("augmentation")``.
         shift: at most so many pixels, down or up and right or left.
         rotation: at most so many degrees, either way.
-        scale: by a factor of 1 - scale to 1 + scale, one for the height and one for the width.
+        scale: by a factor of 1 - scale to 1 + scale, one for the height and one for the width;
+            0 to below 1.
         shear: a row moves sideways by at most this times its distance from the middle.
 
     Returns:

@@ -11,19 +11,22 @@ Decay = Literal["constant", "linear", "cosine"]
 
 
 class LearningRate(tf.keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up to a peak, then constant, or decaying to zero at the last step.
+    """Linear warm-up to a peak, then constant, or decaying to zero.
 
     During warm-up step k, counted from 0, has ``peak * (k + 1) / warmup_steps``: the first step
-    already learns, and the last step of the warm-up has the peak. Decay then falls from the peak
-    to zero over the remaining steps, on a straight line or on half a cosine (Loshchilov and
-    Hutter, "SGDR", 2017, equation 5 without restarts). Steps are counted by the optimizer: those
-    that loss scaling leaves out do not count.
+    already learns, and the last step of the warm-up has the peak. Decay then falls from the peak to
+    zero, which the step after the last would have, on a straight line or on half a cosine
+    (Loshchilov and Hutter, "SGDR", 2017, equation 5 without restarts). Steps are counted by the
+    optimizer: those that loss scaling leaves out do not count.
 
     Args:
         peak: the highest learning rate, above 0.
         total_steps: steps of the whole training, at least 1.
         decay: the shape after the warm-up.
         warmup_steps: length of the warm-up, 0 to ``total_steps``.
+
+    Raises:
+        ValueError: if ``warmup_steps`` is none of these.
     """
 
     def __init__(
