@@ -244,7 +244,9 @@ def test_whole_trainings_are_those_of_the_experiment_and_compared_with_fit(tmp_p
     assert result.returncode == 0, result.stderr
     rows = json.loads(result.stdout)["trainings"]
     assert [row["seed"] for row in rows] == [0, 1]
-    assert all(0 < row["seconds"] < 60 < row["fit_seconds"] * 60 for row in rows)
+    for row in rows:
+        assert row["fit_over_ours"] == pytest.approx(row["fit_seconds"] / row["seconds"])
+        assert 0 < row["seconds"] < 60
     own = run_python(
         *(experiment, "--examples", "600", "--seed", "1", "--run-dir", "run"), cwd=tmp_path
     )

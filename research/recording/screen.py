@@ -80,7 +80,7 @@ class TrainingProgress:
         self._screen = screen
         self._epochs = epochs
         self._steps = steps
-        self._first = self._done = done
+        self._first = done
         self._last_line = time.monotonic()
         self._seconds_reported = self._seconds = 0.0
         bar = [BarColumn()] if screen.console.width >= 110 else []
@@ -97,7 +97,6 @@ class TrainingProgress:
 
     def show(self, report: Report) -> None:
         """Brings the display up to a report."""
-        self._done = report.step
         self._seconds = self._seconds_reported + report.seconds
         if report.due:  # one that is made early tells what the next will tell again
             self._seconds_reported = self._seconds
@@ -124,6 +123,6 @@ class TrainingProgress:
 
     def __exit__(self, *error: object) -> None:
         self._live.stop()
-        if self._first < self._done == self._steps:
+        if self._live.finished:
             since = f" since step {self._first}" if self._first else ""
             self._screen.say(f"Training took {self._seconds:.1f} s{since}, validation apart")

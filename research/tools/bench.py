@@ -96,55 +96,51 @@ class Bench:
         screen.console.quiet = self.json or self.serve is not None
         # What an experiment prints is no answer, and no JSON.
         with contextlib.redirect_stdout(sys.stderr if screen.console.quiet else sys.stdout):
-            self._run(screen)
+            found = self._run(screen)
+        if self.json:
+            print(json.dumps(found, indent=2))
 
-    def _run(self, screen: Screen) -> None:
+    def _run(self, screen: Screen) -> dict[str, Any]:
+        """Measures, shows what was found, and returns it."""
         config_type, build, step = load_experiment(self.experiment)
         try:
             config = config_type()
         except TypeError as error:
             raise InputError(f"{self.experiment}: give each option a default ({error})") from error
         data = load_mnist(screen.say)
-        batch_size = REFERENCE_BATCH_SIZE if self.trainings is not None else config.batch_size
-        most = len(data.train) // batch_size
-        fewer = f"an epoch has {most} steps of {batch_size} examples; give at most so many"
-        require("steps", self.steps, self.steps <= most, fewer)
         if self.serve == "trainings":
             serve_trainings(config, build, step, data.first(self.examples))
         elif self.serve is not None:
             serve(self.serve, config, build, step, data, self.steps)
         elif self.recording:
-            compare_recording(
+            return compare_recording(
                 *(config, build, step, data.first(self.examples), self.experiment),
                 blocks=self.blocks,
-                as_json=self.json,
                 screen=screen,
             )
         elif self.trainings is not None:
             with self._processes(
                 ("trainings", "fit-float32"), data, REFERENCE_BATCH_SIZE
             ) as processes:
-                compare_trainings(
+                return compare_trainings(
                     *(processes["trainings"], processes["fit-float32"]),
                     experiment=self.experiment,
                     trainings=self.trainings,
                     steps=self.steps,
                     examples=len(data.first(self.examples).train),
-                    as_json=self.json,
                     screen=screen,
                 )
         else:
             flop = floating_point_operations(build(config, self.steps).model, config.batch_size)
             found = {"gigaflop_per_step": flop / 1e9}
             found |= self._measure(data, config.batch_size, screen)
-            if self.json:
-                print(json.dumps(found, indent=2), file=sys.__stdout__)
-            else:
-                self._show(found, screen)
-                screen.say(
-                    f"{self.experiment}, batch {config.batch_size}; "
-                    f"mean ± standard deviation, n = {self.blocks}"
-                )
+            self._show(found, screen)
+            screen.say(
+                f"{self.experiment}, batch {config.batch_size}; "
+                f"mean ± standard deviation, n = {self.blocks}"
+            )
+            return found
+        return {}
 
     def _measure(self, data: Dataset, batch_size: int, screen: Screen) -> dict[str, Any]:
         milliseconds: dict[str, list[float]] = {loop: [] for loop in self.loops}
@@ -176,6 +172,9 @@ class Bench:
         self, loops: Iterable[str], data: Dataset, batch_size: int
     ) -> Iterator[dict[str, Any]]:
         """For each loop a function that sends its process a line and returns the answer."""
+        most = len(data.train) // batch_size
+        fewer = f"an epoch has {most} steps of {batch_size} examples; give at most so many"
+        require("steps", self.steps, self.steps <= most, fewer)
         with contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="research-")))
             file = folder / "data.npz"

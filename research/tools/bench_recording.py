@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -35,10 +33,9 @@ def compare_recording(
     experiment: Path,
     *,
     blocks: int,
-    as_json: bool,
     screen: Screen,
-) -> None:
-    """Measures ``blocks`` epochs of each kind, in turn, and prints how their speeds compare."""
+) -> dict[str, Any]:
+    """Measures ``blocks`` epochs of each kind, in turn; shows and returns how they compare."""
     with tempfile.TemporaryDirectory(prefix="research-bench-") as folder:
         # Checkpoints are no part of it: there is none but for one at the end of an epoch.
         config = dataclasses.replace(
@@ -56,15 +53,12 @@ def compare_recording(
             screen.say(f"block {block}/{blocks}  seconds: {pairs[-1]}")
         on.close()
     ratios = [without / recorded for recorded, without in pairs]
-    if as_json:
-        found = {"seconds": pairs, "throughput_ratio": ratios}
-        print(json.dumps(found, indent=2), file=sys.__stdout__)
-        return
     screen.say(
         f"Throughput with recording over that without: {mean_and_spread(ratios)} "
         f"(mean ± standard deviation), "
         f"{statistics.median(ratios):.3f} (median), n = {blocks} epochs each"
     )
+    return {"seconds": pairs, "throughput_ratio": ratios}
 
 
 def recorded_epochs(

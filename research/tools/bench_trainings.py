@@ -59,10 +59,9 @@ def compare_trainings(
     trainings: int,
     steps: int,
     examples: int,
-    as_json: bool,
     screen: Screen,
-) -> None:
-    """Trains with so many seeds, a turn of Keras ``fit`` after each, and prints what came of it.
+) -> dict[str, Any]:
+    """Trains with so many seeds, a turn of Keras ``fit`` beside each; shows what came of it.
 
     Args:
         ask_ours: see ``serve_trainings``.
@@ -71,16 +70,14 @@ def compare_trainings(
         trainings: number of seeds, from 0.
         steps: of ``fit`` in a turn; its whole training has as many as 12 epochs of batches of 128.
         examples: in the training set.
-        as_json: print JSON instead of tables.
         screen: where to show progress and results.
+
+    Returns:
+        What was measured, in ``trainings`` a row for each seed.
     """
     fit_steps = steps_of_epochs(REFERENCE_EPOCHS, examples, REFERENCE_BATCH_SIZE)
     ask_fit("warm up")
     rows = _measure(ask_ours, ask_fit, trainings, fit_steps / steps, screen)
-    if as_json:
-        shown = {"experiment": str(experiment), "examples": examples, "fit_steps_timed": steps}
-        print(json.dumps(shown | {"trainings": rows}, indent=2), file=sys.__stdout__)
-        return
     table = Table("", "mean ± standard deviation", "median", "lowest", "highest")
     for name, digits in (
         *(("accuracy", 4), ("loss", 4), ("seconds", 1)),
@@ -97,6 +94,8 @@ def compare_trainings(
         f"{REFERENCE_EPOCHS} epochs of Keras fit, extrapolated from {steps} steps each time; "
         f"{experiment}, {examples:,} examples, n = {trainings}"
     )
+    about = {"experiment": str(experiment), "examples": examples, "fit_steps_timed": steps}
+    return about | {"trainings": rows}
 
 
 def _measure(
@@ -117,9 +116,11 @@ def _measure(
     ) as progress:
         for seed in progress.track(range(trainings), description="trainings"):
             # Whichever comes second finds the machine warmer.
-            fit = ask_fit("turn") if seed % 2 else None
-            row = {"seed": seed, **ask_ours(str(seed))}
-            fit = fit or ask_fit("turn")
+            if seed % 2:
+                fit, ours = ask_fit("turn"), ask_ours(str(seed))
+            else:
+                ours, fit = ask_ours(str(seed)), ask_fit("turn")
+            row = {"seed": seed, **ours}
             row["fit_seconds"] = fit["seconds"] * turns_of_fit
             row["fit_over_ours"] = row["fit_seconds"] / row["seconds"]
             screen.say(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ def test_the_floor_counts_what_a_step_has_to_compute(name: str, per_place: tuple
     assert floating_point_operations(build(config_type(), 1).model, 100) == expected
 
 
-def test_the_time_of_fit_is_that_of_twelve_epochs(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_time_of_fit_is_that_of_twelve_epochs() -> None:
     asked = []
 
     def ask_ours(seed: str) -> dict[str, Any]:
@@ -38,11 +37,9 @@ def test_the_time_of_fit_is_that_of_twelve_epochs(capfd: pytest.CaptureFixture[s
         asked.append("fit")
         return {"seconds": 2.0}
 
-    options: Any = {"trainings": 3, "steps": 4, "examples": 1000, "as_json": True}
+    options: Any = {"trainings": 3, "steps": 4, "examples": 1000, "experiment": Path("e.py")}
     with Screen() as screen:
-        screen.console.quiet = True
-        compare_trainings(ask_ours, ask_fit, experiment=Path("e.py"), screen=screen, **options)
-    found = json.loads(capfd.readouterr().out)
+        found = compare_trainings(ask_ours, ask_fit, screen=screen, **options)
     assert (found["experiment"], found["examples"]) == ("e.py", 1000)
     # 12 epochs of 8 steps of 128, of which 4 take 2 seconds.
     assert [row["fit_seconds"] for row in found["trainings"]] == [48.0] * 3
