@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import os
 import re
 import sys
 import types
@@ -15,10 +16,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from research.errors import InputError, one_line
-from research.files import read_json
+from research.files import read_sealed_json
 from research.training.schedules import Decay
 
 import tyro
+
+# 15 times what the reference has: 150 MB of weights.
+MOST_UNITS = 4000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,9 +91,11 @@ class Config:
         require("epochs", epochs, positive, "give a number above 0, such as 12 or 1.5")
         for name in ("learning_rate", "clip_norm"):
             value = getattr(self, name)
-            # Smaller or larger ones are 0 or infinity in float32.
-            valid = value is None or 1e-37 < value < 1e38
-            require(name, value, valid, "give a number above 0 that float32 can hold")
+            # With smaller or larger ones what is computed of them is 0 or infinity in float32.
+            valid = value is None or 1e-20 <= value <= 1e30
+            require(name, value, valid, "give a number above 0, from 1e-20 to 1e30")
+        width = f"give at most {MOST_UNITS}, so that mnist.h5 can be read again"
+        require("dense_width", self.dense_width, self.dense_width <= MOST_UNITS, width)
         for rate in self.dropout:
             require("dropout", rate, 0 <= rate < 1, "give two rates of at least 0 and below 1")
         require("seed", self.seed, 0 <= self.seed < 2**31, "give 0 to 2147483647")
@@ -204,7 +210,7 @@ def config_from_json(config_type: type[AnyConfig], fields: Mapping[str, Any]) ->
         TypeError, ValueError: if it is not one of this type.
     """
     hints, known = typing.get_type_hints(config_type), {}
-    for name in fields.keys() - {"experiment", "run"}:
+    for name in fields.keys() - {"experiment", "run", "data_sha256"}:
         known[name] = _typed(fields[name], hints[name])
     return config_type(**known)
 
@@ -224,7 +230,8 @@ def _typed(value: Any, hint: Any) -> Any:
         for one in arguments:
             with contextlib.suppress(ValueError):
                 return _typed(value, one)
-    if hint is Path and isinstance(value, str):
+    if hint is Path and isinstance(value, str) and "\0" not in value:
+        os.fsencode(value)  # raises where no file can have this name
         return Path(value)
     if hint is float and type(value) is int:
         return float(value)
@@ -247,7 +254,7 @@ def _of_named_run(
         raise InputError("--resume and --fork: give one of them; a fork is a run of its own")
     ((option, run),) = named.items()
     try:
-        fields = read_json(run / "config.json")
+        fields = read_sealed_json(run / "config.json")
         theirs = fields["experiment"]
         if theirs != experiment and experiment is not None:
             raise InputError(

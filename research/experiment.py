@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import shlex
 import sys
@@ -11,13 +12,15 @@ from pathlib import Path
 
 from research import BEGUN
 from research.config import AnyConfig, Config, parse, require
-from research.data.batches import steps_of_epochs
+from research.data.batches import steps_of_epochs, steps_per_epoch
 from research.data.dataset import Dataset, Split, hold_out
 from research.data.formats import read_dataset
 from research.data.mnist import load_mnist
 from research.errors import InputError, NonFiniteError, StorageError
-from research.recording.run import Run, refuse_existing
+from research.recording.run import Run, begin, write_replay_bundle
+from research.recording.run_directory import lock_directory, refuse_existing
 from research.recording.screen import Screen, TrainingProgress
+from research.recording.start import find_start, finished_accuracy
 from research.recording.tensorboard import EMBEDDED
 from research.recording.wall_time import StartUp, WallTime
 from research.results.evaluation import (
@@ -97,19 +100,26 @@ def run(
     if config.precision == "mixed_bfloat16" and not calculates_with_bfloat16():
         screen.say("There is no hardware for bfloat16 here: --precision float32 would be faster.")
 
-    with StopRequest() as stop, Run(config, experiment, data, screen.say) as record:
-        go_on = shlex.join(["python", sys.argv[0], "--resume", str(record.path)])
-        if (accuracy := record.finished_accuracy(total_steps)) is not None:
-            screen.say(f"{record.path} is finished; its test accuracy is {accuracy:.4f}.")
-            return 0
-        screen.log_to(record.path / "log.txt")
-        start_up.done("recording")
+    with StopRequest() as stop, contextlib.ExitStack() as stack:
+        directory = None
+        if config.resume is not None:
+            directory = stack.enter_context(lock_directory(config.resume))
         with strategy.scope():
             state = build(config, total_steps)
+        start = find_start(config, experiment, data, state, total_steps)
+        if (accuracy := finished_accuracy(start, total_steps)) is not None:
+            screen.say(f"{config.resume} is finished; its test accuracy is {accuracy:.4f}.")
+            return 0
+        state.assign(start.at.variables.values())
+        start_up.done("network")
+        per_epoch = steps_per_epoch(len(training), config.batch_size)
+        record = stack.enter_context(begin(start, directory, state, per_epoch, total_steps))
+        go_on = shlex.join(["python", sys.argv[0], "--resume", str(record.path)])
         try:
-            start = record.restore(state, total_steps)
-            start_up.done("network")
-            screen.say(f"Training for {total_steps - start.step} steps; see {record.path}")
+            screen.log_to(record.path / "log.txt")
+            start_up.done("recording")
+            there = f"Training for {total_steps - start.at.step} steps; see {record.path}"
+            screen.say("\n".join([*start.notes, there]))
             reports = stop.unless_stopped(
                 train,
                 state,
@@ -120,8 +130,8 @@ def run(
                 steps_per_call=config.steps_per_call,
                 report_every=config.log_every,
                 early_every=config.checkpoint_interval[0],
-                report_now=lambda done: stop.is_set() or record.checkpoint_due(done),
-                unreported=start.unreported,
+                report_now=lambda done: stop.is_set() or record.checkpoints.due(done),
+                unreported=start.at.unreported,
                 profile=config.profile and Profile(*config.profile, record.path),
                 show_graph=record.show_graph,
                 compiled=not config.eager,
@@ -129,14 +139,15 @@ def run(
             if reports is not None:
                 start_up.done("tracing")
                 screen.say(f"Ready to train after {start_up}")
-                progress = TrainingProgress(screen, config.epochs, total_steps, start.step)
+                progress = TrainingProgress(screen, config.epochs, total_steps, start.at.step)
                 record_training(reports, state, training, validation, record, progress, stop)
             if stop.unless_stopped(finish, state, config, data, record, screen):
                 return 0
         except NonFiniteError as error:
             screen.say("Looking for the step in which it happened ...")
-            write = record.write_replay_bundle
-            bundle = stop.unless_stopped(write, state, step, training, total_steps, str(error))
+            bundle = stop.unless_stopped(
+                write_replay_bundle, record, state, step, training, total_steps, str(error)
+            )
             look = f"look closer: python -m research replay {shlex.quote(str(bundle))}"
             raise NonFiniteError(f"{error}; {look if bundle else go_on}") from error
         except StorageError as error:
@@ -164,28 +175,28 @@ def record_training(
         found = stop.unless_stopped(validate, state.model, validation, training)
         wall_time.switch("logging")
         if found is not None:
-            record.record_validation(step, found, validation)
+            record.recorder.validation(step, found, validation)
             progress.show_validation(step, found.figures)
 
     with progress:
-        if record.validation_due:
+        if record.recorder.validation_due:
             validate_now(int(state.step.numpy()))
         wall_time.switch("training")
         for report in reports:
             wall_time.switch("logging")
             progress.show(report)
             if report.due:
-                record.record_training(report, state, training, wall_time)
+                record.recorder.training(report, state, training, wall_time)
             if report.epoch_ended:
                 validate_now(report.step)
             wall_time.switch("checkpointing")
             stopping = stop.is_set()  # asked once: it may be set between two lines
-            if stopping or record.checkpoint_due(report.step):
-                record.checkpoint(state, None if report.due else report)
+            if stopping or record.checkpoints.due(report.step):
+                record.checkpoints.save(state, None if report.due else report)
             if stopping:
                 return
             wall_time.switch("training")
-        record.checkpoint(state)
+        record.checkpoints.save(state)
 
 
 def load(config: AnyConfig, screen: Screen) -> tuple[Dataset, Split, Split]:

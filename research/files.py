@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from research.errors import StorageError, one_line
 
 _PARTIAL = ".partial-"
+_SEAL = "sha256"
 
 
 @contextlib.contextmanager
@@ -93,12 +96,60 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: if it can't be read.
-        ValueError: if it is not JSON, or nested too deeply.
+        ValueError: if it is no plain file, not JSON, or nested too deeply.
     """
+    if not is_regular(path):
+        raise ValueError("it is not a file")
     try:
         return json.loads(path.read_bytes())
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def write_sealed_json(path: Path, fields: Mapping[str, Any]) -> None:
+    """Writes JSON as ``write_json`` does, with a SHA-256 of all fields as the last of them."""
+    write_json(path, dict(fields) | {_SEAL: _seal(fields)})
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """The fields that ``write_sealed_json`` has written.
+
+    Raises:
+        OSError: if the file can't be read.
+        ValueError: if it is not as it was written.
+    """
+    fields = read_json(path)
+    if not isinstance(fields, dict) or fields.pop(_SEAL, None) != _seal(fields):
+        raise ValueError("it has been changed since it was written")
+    return fields
+
+
+def _seal(fields: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def is_regular(path: Path) -> bool:
+    """Whether there is a plain file: no link, no folder, nothing whose reading may never end.
+
+    Raises:
+        OSError: if that can't be seen.
+    """
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def move_aside(path: Path) -> Path:
+    """Keeps what is damaged under another name, which says so and which no program looks for."""
+    stem = path.name.partition(".")[0]
+    numbers = itertools.count(2)
+    aside = path.with_name(f"{stem}.damaged")
+    while os.path.lexists(aside):
+        aside = path.with_name(f"{stem}.damaged-{next(numbers)}")
+    with storage_errors(path):
+        path.rename(aside)
+    return aside
 
 
 def sha256(path: Path) -> str:

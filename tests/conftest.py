@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import research
+from research.config import Config
 from research.data.dataset import Dataset, Split
 from research.network.mnist_cnn import MnistCNN
+from research.recording.run import Run, begin
+from research.recording.run_directory import lock_directory
+from research.recording.start import find_start
 from research.training.optimizer import Adadelta
 from research.training.state import State
 
@@ -66,6 +71,21 @@ def make_state(
         seed=seed,
         **options,
     )
+
+
+@contextlib.contextmanager
+def begun(
+    config: Config, dataset: Dataset, state: State, total_steps: int = 16, per_epoch: int = 8
+) -> Iterator[Run]:
+    """A run of the reference experiment at work, its state as it starts."""
+    experiment = EXPERIMENTS / "mnist_cnn.py"
+    with contextlib.ExitStack() as stack:
+        directory = None
+        if config.resume is not None:
+            directory = stack.enter_context(lock_directory(config.resume))
+        start = find_start(config, experiment, dataset, state, total_steps)
+        state.assign(start.at.variables.values())
+        yield stack.enter_context(begin(start, directory, state, per_epoch, total_steps))
 
 
 def run_python(

@@ -24,15 +24,15 @@ from typing import Any
 from research.config import Config, parse
 from research.data.dataset import Dataset
 from research.errors import InputError
+from research.files import read_sealed_json, write_sealed_json
 from research.recording.checkpoints import checkpoint_paths, read_checkpoint, step_of
-from research.recording.run import Run
 from research.results.export import load_h5
 from research.tools.load_experiment import load_experiment
 from research.tools.verify import Program, left_by
 
 import numpy as np
 import pytest
-from conftest import EXPERIMENTS, RunHere, run_python
+from conftest import EXPERIMENTS, RunHere, begun, make_state, run_python
 
 EXPERIMENT = EXPERIMENTS / "mnist_cnn.py"
 # Those of the finished run.
@@ -49,9 +49,13 @@ def run(finished_run: Path, tmp_path: Path) -> Path:
 
 
 def everything(run: Path) -> dict[Path, bytes]:
-    """The content of all files but the log."""
-    files = [path for path in run.rglob("*") if path.is_file() and path.name != "log.txt"]
-    return {path: path.read_bytes() for path in files}
+    """Every file and directory, and the content of the files."""
+    return {path: path.read_bytes() if path.is_file() else b"" for path in run.rglob("*")}
+
+
+def change_sealed(path: Path, changes: dict[str, Any]) -> None:
+    """Changes a sealed file as only somebody who knows how it is sealed can."""
+    write_sealed_json(path, read_sealed_json(path) | changes)
 
 
 def cut_off(run: Path) -> Path:
@@ -138,7 +142,6 @@ def test_a_run_may_be_resumed_with_other_logging_and_ends_the_same(
         ("mnist_cnn.py --resume schedule --epochs 4", ["--epochs 4", "learning rate falls"]),
         ("mnist_cnn.py --resume part --epochs 4", ["--epochs 4", "2.9 epochs", "--fork part"]),
         ("mnist_cnn.py --resume other_data", ["is not what it was trained on"]),
-        ("mnist_cnn.py --resume no_environment", ["environment.json does not say"]),
         ("mnist_cnn.py --resume bad_config", ["config.json can't be read"]),
         ("mnist_cnn.py --resume taken", ["another process is at work"]),
     ],
@@ -148,21 +151,16 @@ def test_what_may_not_be_changed_is_refused_with_the_reason(
 ) -> None:
     before = everything(run)
     name, *arguments = options.split()
-    for word in ("schedule", "part", "other_data", "no_environment", "bad_config", "taken"):
-        if word in arguments:
-            copy = shutil.copytree(run, run.parent / word)
-            config = json.loads((copy / "config.json").read_text())
-            environment = json.loads((copy / "environment.json").read_text())
-            config |= {"decay": "cosine"} if word == "schedule" else {}
-            config |= {"epochs": 2.9} if word == "part" else {}
-            config |= {"epochs": "many"} if word == "bad_config" else {}
-            environment["data"]["sha256"] = (
-                "0" if word == "other_data" else (environment["data"]["sha256"])
-            )
-            (copy / "config.json").write_text(json.dumps(config))
-            (copy / "environment.json").write_text(json.dumps(environment))
-            if word == "no_environment":
-                (copy / "environment.json").unlink()
+    changes: dict[str, dict[str, Any]] = {
+        "schedule": {"decay": "cosine"},
+        "part": {"epochs": 2.9},
+        "bad_config": {"epochs": "many"},
+        "other_data": {"data_sha256": "0"},
+        "taken": {},
+    }
+    for word in changes.keys() & set(arguments):
+        copy = shutil.copytree(run, run.parent / word)
+        change_sealed(copy / "config.json", changes[word])
     holder = os.open(run.parent / "taken" if "taken" in arguments else run.parent, os.O_RDONLY)
     fcntl.flock(holder, fcntl.LOCK_EX)
     try:
@@ -176,30 +174,47 @@ def test_what_may_not_be_changed_is_refused_with_the_reason(
     assert everything(run) == before
 
 
+@pytest.mark.parametrize("seal", [False, True])
 @pytest.mark.parametrize(
-    ("name", "change", "words"),
+    ("change", "words"),
     [
-        ("config.json", {"run": None}, "bad|another run"),
-        ("config.json", {"seed": 1}, "another run, or to other options"),
-        ("config.json", {"dropout": [0.1]}, "config.json can't be read"),
-        ("config.json", {"checkpoint_every": 5}, "config.json can't be read"),
-        ("config.json", {"precision": "float8"}, "config.json can't be read"),
-        ("environment.json", {"resumed": 5}, "does not say what run"),
-        ("environment.json", {"data": 5}, "does not say what run"),
+        ({"run": None}, "not a good checkpoint .it belongs to another run"),
+        ({"seed": 1}, "not a good checkpoint .it belongs to another run, or to other options"),
+        ({"dropout": [0.1]}, "config.json can't be read"),
+        ({"checkpoint_every": 5}, "config.json can't be read"),
+        ({"precision": "float8"}, "config.json can't be read"),
+        ({"data": "a\0b"}, "config.json can't be read"),
+        ({"data": "\ud800"}, "config.json can't be read"),
+        ({"dense_width": 2147483647}, "--dense-width 2147483647: give at most"),
     ],
 )
-def test_files_of_a_run_that_have_been_tampered_with_are_refused(
-    name: str, change: dict[str, Any], words: str, run: Path, run_here: RunHere
+def test_a_configuration_that_has_been_tampered_with_is_refused(
+    change: dict[str, Any], words: str, seal: bool, run: Path, run_here: RunHere
 ) -> None:
-    path = cut_off(run) / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    path = cut_off(run) / "config.json"
+    if seal:
+        change_sealed(path, change)
+    else:
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        words = "it has been changed since it was written"
     before = everything(run)
     result = run_here(EXPERIMENT, "--resume", run)
     assert result.status == 2
     assert re.fullmatch(rf"error: .*({words}).*\n", result.stderr), result.stderr
     assert everything(run) == before
-    path.write_text("[" * 100_000)
-    assert run_here(EXPERIMENT, "--resume", run).status == 2
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"5", b'{"git": null, "resumed": 5}', None])
+def test_an_environment_that_can_not_be_read_is_begun_afresh(
+    content: bytes | None, run: Path, run_here: RunHere, finished_run: Path
+) -> None:
+    path = cut_off(run) / "environment.json"
+    path.unlink() if content is None else path.write_bytes(content)
+    result = run_here(EXPERIMENT, "--resume", run)
+    assert (result.status, result.stderr) == (0, "")
+    assert "Perhaps not bit for bit from here on: environment.json can't be read" in result.stdout
+    assert json.loads(path.read_text())["resumed"][0]["step"] == 16
+    assert left_by(run) == left_by(finished_run)
 
 
 def test_a_run_whose_checkpoints_are_gone_is_refused_and_keeps_its_log(
@@ -229,7 +244,7 @@ def test_checkpoints_are_saved_when_due_and_files_of_others_are_let_alone(
 
 
 def test_what_may_end_bit_exactness_is_said_in_one_line(run: Path, run_here: RunHere) -> None:
-    environment = json.loads((run / "environment.json").read_text())
+    environment = json.loads((cut_off(run) / "environment.json").read_text())
     environment["packages"]["tensorflow"] = "2.20.0"
     environment["cores"] = 64
     (run / "environment.json").write_text(json.dumps(environment))
@@ -345,19 +360,26 @@ def test_nan_stops_a_run_which_recovers_and_replay_names_the_layer(
 def test_a_limit_on_file_sizes_ends_a_run_in_one_line_and_it_goes_on_without_it(
     data_file: Path, tmp_path: Path, finished_run: Path, run_here: RunHere
 ) -> None:
-    result = subprocess.run(
-        [sys.executable, EXPERIMENT, *OPTIONS, "--data", data_file, "--run-dir", "run"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)),
-    )
+    def limited(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, EXPERIMENT, *map(str, arguments)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)),
+        )
+
+    message = r"error: run/checkpoints/\S+: can't be written \(File too large\)"
+    options = (*OPTIONS, "--data", data_file, "--run-dir", "run")
+    result = limited(*options)
     assert result.returncode == 1, result.stderr
-    assert re.fullmatch(
-        r"error: run/checkpoints/\S+: can't be written \(File too large\); make room, .*\n",
-        result.stderr,
-    )
+    assert re.fullmatch(rf"{message}.*\n", result.stderr), result.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert run_here(EXPERIMENT, *options, "--epochs", "2").status == 0
+    result = limited("--resume", "run", "--epochs", "3")
+    assert result.returncode == 1, result.stderr
+    assert re.fullmatch(rf"{message}; make room, then go on: .*\n", result.stderr), result.stderr
     assert run_here(EXPERIMENT, "--resume", "run").status == 0
     assert left_by(tmp_path / "run") == left_by(finished_run)
 
@@ -366,12 +388,12 @@ def test_sixteen_runs_started_at_once_get_sixteen_directories(
     tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    together = multiprocessing.get_context("fork").Barrier(16)
+    together, state = multiprocessing.get_context("fork").Barrier(16), make_state()
 
     def start() -> None:
         together.wait()
-        run = Run(Config(), EXPERIMENT, dataset, print)
-        (run.path / str(os.getpid())).touch()
+        with begun(Config(), dataset, state) as run:
+            (run.path / str(os.getpid())).touch()
 
     processes = [multiprocessing.get_context("fork").Process(target=start) for _ in range(16)]
     for process in processes:
@@ -514,9 +536,8 @@ def test_checkpoints_damaged_250_times(
         newest = next(
             path for path in paths if path.exists() and path.read_bytes() == contents[path]
         )
-        said: list[str] = []
-        with Run(config, EXPERIMENT, dataset, said.append) as record:
-            at = record.restore(state, 24)
+        with begun(config, dataset, state, 24) as record:
+            at, said = record.start.at, record.start.notes
         assert at.step == step_of(newest)
         values = state.values().values()
         assert all(map(np.array_equal, values, expected[newest].values()))

@@ -20,6 +20,11 @@ def steps_of_epochs(epochs: float, num_examples: int, batch_size: int) -> int:
     return max(1, round(epochs * steps_per_epoch(num_examples, batch_size)))
 
 
+def ends_epoch(step: int, per_epoch: int, total_steps: int) -> bool:
+    """Whether an epoch, or all of training, ends with the last of so many steps, at least 1."""
+    return step % per_epoch == 0 or step == total_steps
+
+
 def epoch_order(seed: int, epoch: Any, num_examples: int) -> Any:
     """The order in which an epoch visits the examples: a random permutation, int64 [N].
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import InputError, NonFiniteError, one_line
-from research.files import replaced_atomically, storage_errors
+from research.files import is_regular, replaced_atomically, storage_errors
+from research.recording.logs import Logged
 from research.training.state import State
 from research.training.train import Unreported, non_finite
 
@@ -28,6 +29,8 @@ from safetensors import safe_open
 Array = npt.NDArray[Any]
 
 MOST_UNREPORTED = 10_000_000
+# Changes with whatever would let an older checkpoint be misunderstood.
+FORMAT = 2
 
 
 class DamagedError(InputError):
@@ -46,17 +49,15 @@ class Checkpoint:
         run: the identity of the run that it belongs to.
         variables: the values of ``State.variables()``, by name and in that order.
         seconds: how long the run has been going on, without the time between two processes.
-        best: ``step``, ``accuracy`` and ``loss`` of the best validation on held-out data.
         unreported: what was measured since the last report that was recorded.
-        validation_due: whether an epoch has ended and its validation has not been recorded.
+        logged: how much had been recorded.
     """
 
     run: str
     variables: dict[str, Array]
     seconds: float = 0.0
-    best: dict[str, float] | None = None
     unreported: Unreported = dataclasses.field(default_factory=Unreported)
-    validation_due: bool = False
+    logged: Logged = dataclasses.field(default_factory=Logged)
 
     @property
     def step(self) -> int:
@@ -87,7 +88,7 @@ def checkpoint_paths(folder: Path) -> list[Path]:
     except OSError as error:
         raise InputError(f"{folder}: can't be read ({error.strerror})") from error
     found = [folder / name for name in names if re.fullmatch(r"step-\d{8,}\.safetensors", name)]
-    return sorted((path for path in found if path.is_file()), key=step_of, reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:
@@ -107,11 +108,11 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     arrays = dict(checkpoint.variables)
     arrays |= {f"history/{name}": row for name, row in checkpoint.unreported.history.items()}
     about = {
+        "format": FORMAT,
         "run": checkpoint.run,
         "seconds": checkpoint.seconds,
-        "best": checkpoint.best,
         "unreported_seconds": checkpoint.unreported.seconds,
-        "validation_due": checkpoint.validation_due,
+        "logged": dataclasses.asdict(checkpoint.logged),
         "variables": list(checkpoint.variables),
         "history": list(checkpoint.unreported.history),
         "sha256": {name: _digest(array) for name, array in arrays.items()},
@@ -140,11 +141,18 @@ def read_checkpoint(path: Path, state: State, run: str | None = None) -> Checkpo
         InputError: if it is whole, and does not fit the state.
     """
     try:
+        if not is_regular(path):
+            raise ValueError("it is not a file")
         with safe_open(path, "numpy") as file:
             header = file.metadata() or {}
             if hashlib.sha256(header["about"].encode()).hexdigest() != header["sha256"]:
                 raise ValueError("the digest of its header is wrong")
             about = json.loads(header["about"])
+            if about.get("format") != FORMAT:
+                raise InputError(
+                    f"{path}: another version of this project has written it; use the version "
+                    "whose commit stands in environment.json, or start a new run"
+                )
             if run not in (None, about["run"]):
                 raise ValueError("it belongs to another run, or to other options")
             names, history = about["variables"], [f"history/{n}" for n in about["history"]]
@@ -163,9 +171,8 @@ def read_checkpoint(path: Path, state: State, run: str | None = None) -> Checkpo
             run=about["run"],
             variables={name: arrays[name] for name in names},
             seconds=about["seconds"],
-            best=about["best"],
             unreported=Unreported(unreported, about["unreported_seconds"]),
-            validation_due=about["validation_due"],
+            logged=Logged(**about["logged"]),
         )
         named = checkpoint_path(path.parent, checkpoint.step)
         if path.name.startswith("step-") and path != named:
@@ -181,14 +188,10 @@ def read_checkpoint(path: Path, state: State, run: str | None = None) -> Checkpo
 
 def _check_types(about: dict[str, Any], history_shapes: list[list[int]]) -> None:
     """Refuses bookkeeping that no run has written."""
-    best, figures = about["best"], {"step", "accuracy", "loss"}
-    numbers = [about["seconds"], about["unreported_seconds"], *(best or {}).values()]
+    numbers = [about["seconds"], about["unreported_seconds"], about["logged"]["size"]]
+    numbers += [n for name in ("lines", "events") for n in about["logged"][name].values()]
     if not all(type(x) in (int, float) and 0 <= x < 1e12 for x in numbers):
-        raise ValueError("its bookkeeping holds something else than times and figures")
-    if type(about["validation_due"]) is not bool:
-        raise ValueError("it does not say whether a validation is due")
-    if best is not None and best.keys() != figures:
-        raise ValueError("its best validation is not one")
+        raise ValueError("its bookkeeping holds something else than times and counts")
     if about["history"] and not about["unreported_seconds"] > 0:
         raise ValueError("what it has measured took no time")
     if len({tuple(shape) for shape in history_shapes} | {(0,)}) > 2 or any(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-from research.files import replaced_atomically, storage_errors
+from research.files import storage_errors
 
 NAME = "metrics.jsonl"
 
@@ -18,6 +19,9 @@ class MetricsFile:
     Args:
         run: the run directory.
 
+    Attributes:
+        size: number of bytes in the file.
+
     Raises:
         StorageError: here and by its methods, if there is no room.
     """
@@ -25,19 +29,22 @@ class MetricsFile:
     def __init__(self, run: Path) -> None:
         self._path = run / NAME
         with storage_errors(self._path):
+            content = self._path.read_bytes() if self._path.exists() else b""
+            self._digest, self.size = hashlib.sha256(content), len(content)
             # Unbuffered, so that nothing is left to be written, and to fail, when it is closed.
             self._file = self._path.open("ab", buffering=0)
 
-    @staticmethod
-    def holds_lines(run: Path) -> bool:
-        """Whether anything has been recorded in a run directory."""
-        path = run / NAME
-        return path.exists() and path.stat().st_size > 0
+    @property
+    def sha256(self) -> str:
+        """The digest of all that has been written, in hexadecimal."""
+        return self._digest.hexdigest()
 
     def write(self, line: dict[str, Any]) -> None:
         """Adds a line. NaN and infinity are refused."""
         with storage_errors(self._path):
             content = json.dumps(line, allow_nan=False).encode() + b"\n"
+            self._digest.update(content)
+            self.size += len(content)
             while content:
                 content = content[self._file.write(content) :]
 
@@ -49,22 +56,3 @@ class MetricsFile:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
-
-
-def cut_metrics(source: Path, run: Path, last_step: int, last_validation: int) -> None:
-    """Gives a run the lines of a run, perhaps its own, up to and including those of a step.
-
-    A line that a crash has left incomplete is dropped.
-    """
-    kept, path = [], source / NAME
-    with storage_errors(run / NAME):
-        for line in path.read_bytes().splitlines() if path.exists() else []:
-            try:
-                values = json.loads(line)
-                last = last_validation if values["split"] == "validation" else last_step
-                if values["step"] <= last:
-                    kept.append(line + b"\n")
-            except (ValueError, TypeError, KeyError, RecursionError):
-                continue
-        with replaced_atomically(run / NAME) as partial:
-            partial.write_bytes(b"".join(kept))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 from research.data.dataset import NUM_CLASSES, Split
-from research.files import replaced_atomically, storage_errors, sync
+from research.files import storage_errors, sync
 from research.recording import figures
 from research.results.evaluation import Evaluation, calibration_bins
 
@@ -19,7 +19,6 @@ import numpy.typing as npt
 import tensorflow as tf
 from google.protobuf import text_format
 from PIL import Image
-from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import summary as custom_scalar
@@ -38,6 +37,8 @@ Status = Literal["success", "failure", "unknown"]
 
 # The folders of a run, each with one writer. The first is the run itself.
 RUN, TRAIN, VALIDATION, TEST = "", "train", "validation", "test"
+# What is written while a run goes on, and read back when it is resumed.
+LOGGED = (TRAIN, VALIDATION)
 # What is shown of many images: 32 of a batch, 2,000 in the projector.
 SHOWN, EMBEDDED = 32, 2000
 # How much drawing may be left to do: it bounds how long a run takes to stop, and the memory.
@@ -73,6 +74,9 @@ class TensorBoardWriter:
     Args:
         folder: the run directory; its folders are created when first written to.
 
+    Attributes:
+        events: how many events have been written into each folder; complete after ``sync``.
+
     Raises:
         StorageError: by its methods, if there is no room; where that is found out on the other
             thread, by the next call of ``training``, ``evaluation`` or ``sync``. What a writer is
@@ -80,9 +84,10 @@ class TensorBoardWriter:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.events: dict[str, int] = {}
         self._folder = folder
         self._writers: dict[str, Any] = {}
-        self._opening = threading.Lock()
+        self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1, "tensorboard")
         self._pending: list[Future[None]] = []
         self._described = False
@@ -95,7 +100,7 @@ class TensorBoardWriter:
             texts: Markdown by name, for the Text dashboard.
         """
         with self._errors(RUN):
-            for path in _files(self._folder):
+            for path in event_files(self._folder):
                 path.unlink()
         known = {
             name: value if isinstance(value, bool | int | float) else _words(value)
@@ -228,7 +233,7 @@ class TensorBoardWriter:
         for split, writer in self._writers.items():
             with self._errors(split):
                 writer.flush()
-                for path in _files(self._folder / split):
+                for path in event_files(self._folder / split):
                     sync(path)
 
     def close(self) -> None:
@@ -258,12 +263,14 @@ class TensorBoardWriter:
             merged.MergeFromString(summary.SerializeToString())
         with self._errors(split), self._writer(split).as_default():
             tf.summary.experimental.write_raw_pb(merged.SerializeToString(), step=step)
+        with self._lock:
+            self.events[split] = self.events.get(split, 0) + 1
 
     def _errors(self, split: str) -> Any:
         return storage_errors(self._folder / split, tf.errors.OpError)
 
     def _writer(self, split: str) -> Any:
-        with self._opening:  # both threads write, and a folder has one writer
+        with self._lock:  # both threads write, and a folder has one writer
             if split not in self._writers:
                 self._writers[split] = tf.summary.create_file_writer(str(self._folder / split))
             return self._writers[split]
@@ -317,33 +324,6 @@ def _sprite(images: Array, side: int) -> Image.Image:
     return Image.fromarray(rows.reshape(side * height, side * width))
 
 
-def cut_events(source: Path, run: Path, last_step: int, last_validation: int) -> None:
-    """Gives a run the training and validation of a run, perhaps its own, each up to a step.
-
-    TensorBoard has no way to take back what a file says: a resumed run would show twice the
-    steps that it repeats. So the files are rewritten, each at one stroke.
-    """
-    limits = {TRAIN: last_step, VALIDATION: last_validation}
-    for path in sorted(path for split in limits for path in _files(source / split)):
-        target = run / path.relative_to(source)
-        with storage_errors(target, tf.errors.OpError):
-            target.parent.mkdir(exist_ok=True)
-            with replaced_atomically(target) as partial, tf.io.TFRecordWriter(str(partial)) as file:
-                for record in _records(path):
-                    event = Event.FromString(record)
-                    if not event.HasField("summary") or event.step <= limits[path.parent.name]:
-                        file.write(record)
-                file.flush()
-
-
-def _files(folder: Path) -> list[Path]:
+def event_files(folder: Path) -> list[Path]:
+    """TensorBoard's files in a folder."""
     return list(folder.glob("events.out.tfevents.*"))
-
-
-def _records(path: Path) -> Iterator[bytes]:
-    """The records of an event file, up to where a crash has left one incomplete."""
-    try:
-        for record in tf.data.TFRecordDataset(str(path)):
-            yield record.numpy()
-    except tf.errors.DataLossError:
-        return

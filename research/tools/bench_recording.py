@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from research.config import Config
-from research.data.batches import steps_of_epochs
+from research.data.batches import steps_of_epochs, steps_per_epoch
 from research.data.dataset import Dataset
 from research.experiment import record_training
-from research.recording.run import Run
+from research.recording.run import begin
 from research.recording.screen import Screen, TrainingProgress
+from research.recording.start import find_start
 from research.results.evaluation import evaluate
 from research.signals import StopRequest
 from research.tools.mean_and_spread import mean_and_spread
@@ -67,14 +68,15 @@ def recorded_epochs(
     """The seconds that each epoch of an experiment takes, a checkpoint at its end among them."""
     total_steps = steps_of_epochs(config.epochs, len(data.train), config.batch_size)
     stop = StopRequest()  # which listens only where it is entered
-    with Run(config, experiment, data, screen.say) as record:
-        state = build(config, total_steps)
-        record.restore(state, total_steps)
+    state = build(config, total_steps)
+    start = find_start(config, experiment, data, state, total_steps)
+    per_epoch = steps_per_epoch(len(data.train), config.batch_size)
+    with begin(start, None, state, per_epoch, total_steps) as record:
         reports = train(
             *(state, step, data.train),
             epochs=config.epochs,
             batch_size=config.batch_size,
-            report_now=record.checkpoint_due,
+            report_now=record.checkpoints.due,
             show_graph=record.show_graph,
         )
         while True:

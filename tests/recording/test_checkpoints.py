@@ -15,6 +15,7 @@ from research.recording.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
+from research.recording.logs import Logged
 from research.training.state import State
 from research.training.train import Unreported, train
 
@@ -42,9 +43,9 @@ def state() -> State:
 def saved(state: State, tmp_path: Path) -> Path:
     """Its checkpoint."""
     unreported = Unreported({"loss": np.array([1.5, 0.1], np.float32)}, 0.25)
-    best = {"step": 2, "accuracy": 0.5, "loss": 1.0}
+    logged = Logged(7, "0f", {"train": 2}, {"train": 3})
     path = checkpoint_path(tmp_path, 4)
-    write_checkpoint(Checkpoint("me", state.values(), 3.5, best, unreported), path)
+    write_checkpoint(Checkpoint("me", state.values(), 3.5, unreported, logged), path)
     return path
 
 
@@ -62,7 +63,7 @@ def test_a_checkpoint_gives_back_everything_that_was_saved(saved: Path, state: S
         np.testing.assert_array_equal(a, b, err_msg=name)
     assert int(other.step.numpy()) == found.step == 4
     assert (found.recorded, found.seconds, found.run) == (2, 3.5, "me")
-    assert found.best == {"step": 2, "accuracy": 0.5, "loss": 1.0}
+    assert found.logged == Logged(7, "0f", {"train": 2}, {"train": 3})
     np.testing.assert_array_equal(
         found.unreported.history["loss"], np.array([1.5, 0.1], np.float32)
     )

@@ -13,8 +13,9 @@ from research.errors import StorageError
 from research.files import write_json
 from research.network.mnist_cnn import MnistCNN
 from research.recording.checkpoints import Checkpoint, checkpoint_path, write_checkpoint
-from research.recording.metrics import MetricsFile, cut_metrics
-from research.recording.tensorboard import TensorBoardWriter, cut_events
+from research.recording.logs import Logged, read_logs, write_logs
+from research.recording.metrics import MetricsFile
+from research.recording.tensorboard import TensorBoardWriter
 from research.results.export import export_h5, load_h5
 
 import pytest
@@ -69,24 +70,26 @@ def test_logs_can_be_read_and_continued_after_there_is_room_again(tmp_path: Path
     metrics, board = MetricsFile(tmp_path), TensorBoardWriter(tmp_path)
 
     def record(step: int) -> None:
-        metrics.write({"split": "train", "step": step, "loss": 1 / step})
+        metrics.write({"split": "train", "step": step, "seconds": step, "loss": 1 / step})
         board.scalars("train", step, {"loss": 1 / step})
         board.sync()
 
+    for step in range(1, 51):
+        record(step)
+    logged = Logged(metrics.size, metrics.sha256, {"train": 50}, dict(board.events))
     for of, message in ((MetricsFile, r"metrics\.jsonl"), (TensorBoardWriter, "train")):
-        failed = 0
         with largest_file(20_000), pytest.raises(StorageError, match=f"{message}: can't be"):
-            for failed in range(1, 10_000):
+            for step in range(51, 10_000):
                 if of is MetricsFile:
-                    metrics.write({"split": "train", "step": failed, "loss": 1 / failed})
+                    metrics.write({"split": "train", "step": step, "seconds": step, "loss": 0.5})
                 else:
-                    board.scalars("train", failed, {"loss": 1 / failed})
+                    board.scalars("train", step, {"loss": 1 / step})
                     board.sync()
-        assert failed > 50
     metrics.close()
     board.close()
-    cut_metrics(tmp_path, tmp_path, 50, 50)
-    cut_events(tmp_path, tmp_path, 50, 50)
+    logs = read_logs(tmp_path, logged)
+    assert not logs.damage
+    write_logs(logs, tmp_path)
     metrics, board = MetricsFile(tmp_path), TensorBoardWriter(tmp_path)
     for step in range(51, 61):
         record(step)

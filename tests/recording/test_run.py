@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import subprocess
@@ -11,13 +12,12 @@ from research.data.dataset import Dataset, hold_out
 from research.errors import InputError
 from research.files import sha256
 from research.recording.environment import uncommitted_changes
-from research.recording.run import Run
 from research.recording.wall_time import WallTime
 from research.results.evaluation import validate
 from research.training.train import Step, train
 
 import pytest
-from conftest import EXPERIMENTS, make_state
+from conftest import EXPERIMENTS, begun, make_state
 
 EXPERIMENT = EXPERIMENTS / "mnist_cnn.py"
 
@@ -58,27 +58,26 @@ def test_a_validation_that_no_checkpoint_knows_of_is_made_again(
     config = Config(epochs=2, batch_size=32, holdout=50, run_dir=tmp_path / "run")
     resumed = dataclasses.replace(config, run_dir=None, resume=config.run_dir)
     training, validation = hold_out(dataset.train, 50, 0)
-    with Run(config, EXPERIMENT, dataset, print) as record:
-        state = make_state()
-        record.restore(state, 16)
+    state = make_state()
+    with begun(config, dataset, state) as record:
         report = next(train(state, step, training, epochs=2, batch_size=32))
         assert (report.step, report.epoch_ended) == (8, True)
-        record.record_training(report, state, training, WallTime())
-        record.checkpoint(state)
+        record.recorder.training(report, state, training, WallTime())
+        record.checkpoints.save(state)
     for saved in (False, False, True):
-        with Run(resumed, EXPERIMENT, dataset, print) as record:
-            state = make_state()
-            assert record.restore(state, 16).step == 8
-            assert record.validation_due
+        state = make_state()
+        with begun(resumed, dataset, state) as record:
+            assert record.start.at.step == 8
+            assert record.recorder.validation_due
             assert [line["split"] for line in lines(tmp_path / "run")] == ["train"]
             found = validate(state.model, validation, training)
-            record.record_validation(8, found, validation)
+            record.recorder.validation(8, found, validation)
+            assert record.checkpoints.due(8)
             if saved:
-                record.checkpoint(state)
-    with Run(resumed, EXPERIMENT, dataset, print) as record:
-        at = record.restore(make_state(), 16)
-        assert not record.validation_due
-        assert at.best == {"step": 8, **{k: found.figures[k] for k in ("accuracy", "loss")}}
+                record.checkpoints.save(state)
+    with begun(resumed, dataset, make_state()) as record:
+        assert not record.recorder.validation_due
+        assert record.checkpoints.best_step == 8
     assert [line["split"] for line in lines(tmp_path / "run")] == ["train", "validation"]
 
 
@@ -86,19 +85,24 @@ def test_runs_started_in_the_same_second_have_directories_of_their_own(
     tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    runs = [Run(Config(), EXPERIMENT, dataset, print) for _ in range(5)]
-    assert len({run.path for run in runs}) == 5
-    assert all(run.path.parent == Path("runs/mnist_cnn") for run in runs)
-    for run in runs:
-        run.__exit__()
+    with contextlib.ExitStack() as stack:
+        runs = [stack.enter_context(begun(Config(), dataset, make_state())) for _ in range(5)]
+        assert len({run.path for run in runs}) == 5
+        assert all(run.path.parent == Path("runs/mnist_cnn") for run in runs)
 
 
 def test_an_existing_directory_is_never_written_to(tmp_path: Path, dataset: Dataset) -> None:
     taken = tmp_path / "taken"
     taken.mkdir()
-    with pytest.raises(InputError, match="taken: it exists"):
-        Run(Config(run_dir=taken), EXPERIMENT, dataset, print)
-    assert list(taken.iterdir()) == []
+    (taken / "mine").touch()
+    message = "taken: it has just been created"
+    with (
+        pytest.raises(InputError, match=message),
+        begun(Config(run_dir=taken), dataset, make_state()),
+    ):
+        pass
+    assert [path.name for path in taken.iterdir()] == ["mine"]
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
 @pytest.mark.parametrize("target", ["runs", "runs/mnist_cnn"])
@@ -108,8 +112,11 @@ def test_a_place_where_no_directory_can_be_is_refused(
     monkeypatch.chdir(tmp_path)
     Path(target).parent.mkdir(exist_ok=True)
     Path(target).symlink_to("/nowhere/to/be/found")
-    with pytest.raises(InputError, match="can't be created"):
-        Run(Config(), EXPERIMENT, dataset, print)
+    with (
+        pytest.raises(InputError, match="can't be created"),
+        begun(Config(), dataset, make_state()),
+    ):
+        pass
 
 
 def test_uncommitted_changes_can_be_applied_again(tmp_path: Path) -> None:

@@ -1,0 +1,225 @@
+"""The directory of a run: created whole, locked while a process is at work on it, described."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import itertools
+import os
+import shlex
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from research.config import Config, config_as_json
+from research.errors import InputError, StorageError
+from research.files import storage_errors, sync, write_json, write_sealed_json
+
+# What a run directory is called until it holds all that it begins with.
+_NEW = ".new-run-"
+_SECONDS_UNTIL_ABANDONED = 60
+
+
+class RunDirectory:
+    """A run directory that belongs to this process until this context is left.
+
+    Args:
+        path: where it stands.
+        descriptor: has it open, and locked. The kernel gives the lock up when the process ends.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+
+    @property
+    def path(self) -> Path:
+        """Where it stands: asked for whenever something is about to be written there.
+
+        Raises:
+            StorageError: if another directory stands there by now, or none.
+        """
+        with contextlib.suppress(OSError):
+            if os.path.samestat(self._path.stat(), os.fstat(self._descriptor)):
+                return self._path
+        raise StorageError(f"{self._path}: it has been moved or replaced during the run")
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self._descriptor)
+
+
+def lock_directory(path: Path) -> RunDirectory:
+    """Takes the directory of a run that is to be resumed; changes nothing in it.
+
+    Raises:
+        InputError: if another process has it.
+    """
+    try:
+        return RunDirectory(path, _lock(path))
+    except BlockingIOError:
+        reason = "another process is at work on it; wait for it, or stop it"
+    except OSError as error:
+        reason = f"it can't be locked ({error.strerror})"
+    raise InputError(f"--resume {path}: {reason}")
+
+
+def create_directory(
+    run_dir: Path | None, experiment: str, seed: int, fill: Callable[[Path], None]
+) -> RunDirectory:
+    """Creates the directory of a new run, with all that it begins with, at one stroke.
+
+    Whenever the process is killed, the directory is whole or not there.
+
+    Args:
+        run_dir: its path; None chooses one below ``runs/``, with the time and the seed.
+        experiment: the experiment's name.
+        seed: the run's.
+        fill: is given an empty directory to put everything into.
+
+    Raises:
+        InputError: if there can be no such directory.
+        StorageError: if there is no room; there is no directory then.
+    """
+    candidates = iter([run_dir]) if run_dir is not None else _free_names(experiment, seed)
+    path = next(candidates)
+    made = [folder for folder in path.parents if not os.path.lexists(folder)]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path.parent)
+        new = path.with_name(f"{_NEW}{uuid.uuid4().hex}")
+        new.mkdir()
+        descriptor = _lock(new)
+    except OSError as error:
+        _remove_empty(made)
+        raise InputError(f"{path}: can't be created ({error.strerror})") from error
+    try:
+        try:
+            fill(new)
+        except StorageError as error:
+            raise StorageError(str(error).replace(str(new), str(path))) from error
+        path = _rename(new, itertools.chain([path], candidates))
+        with storage_errors(path):
+            sync(path.parent)
+    except BaseException:
+        os.close(descriptor)
+        shutil.rmtree(new, ignore_errors=True)
+        _remove_empty(made)
+        raise
+    return RunDirectory(path, descriptor)
+
+
+def refuse_existing(run_dir: Path | None) -> None:
+    """Refuses a run directory that is there already, before anything else is done.
+
+    Raises:
+        InputError: if it exists.
+    """
+    if run_dir is not None and os.path.lexists(run_dir):
+        raise InputError(
+            f"--run-dir {run_dir}: it exists, and a run never writes into another's directory; "
+            "name a new one, or --resume this one"
+        )
+
+
+def describe(
+    folder: Path,
+    config: Config,
+    identity: dict[str, str],
+    environment: dict[str, Any],
+    uncommitted: bytes,
+    experiment: Path,
+) -> None:
+    """Writes what a new run is into its directory.
+
+    Args:
+        folder: the directory.
+        config: its options.
+        identity: what tells it from other runs, for config.json.
+        environment, uncommitted: from ``research.recording.environment``.
+        experiment: the file of the experiment, of which a copy is kept.
+
+    Raises:
+        StorageError: if there is no room.
+    """
+    write_config(folder, config, identity)
+    write_command(folder, environment["command"])
+    with storage_errors(folder):
+        if uncommitted:
+            (folder / "uncommitted.diff").write_bytes(uncommitted)
+        shutil.copyfile(experiment, folder / experiment.name)
+    write_json(folder / "environment.json", environment)
+
+
+def write_config(folder: Path, config: Config, identity: dict[str, str]) -> None:
+    """Writes config.json: the options of a run, and its identity."""
+    write_sealed_json(folder / "config.json", identity | config_as_json(config))
+
+
+def write_command(folder: Path, command: list[str]) -> None:
+    """Adds the command that the run was started or resumed with to command.txt."""
+    path = folder / "command.txt"
+    with storage_errors(path), path.open("a", errors="backslashreplace") as file:
+        file.write(shlex.join(command) + "\n")
+
+
+def _lock(path: Path) -> int:
+    """A descriptor with an exclusive lock on a directory.
+
+    Raises:
+        BlockingIOError: if another process has locked it.
+        OSError: if it can't be locked.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _free_names(experiment: str, seed: int) -> Iterator[Path]:
+    folder, name = Path("runs") / experiment, f"{time.strftime('%Y%m%d-%H%M%S')}-{seed}"
+    yield folder / name
+    for number in itertools.count(2):
+        yield folder / f"{name}-{number}"
+
+
+def _rename(new: Path, candidates: Iterator[Path]) -> Path:
+    """Gives a directory the first name that no other file or directory has."""
+    for path in candidates:
+        if os.path.lexists(path):
+            continue
+        try:
+            new.rename(path)
+        except OSError as error:
+            # Another run has taken the name since it was looked for.
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                continue
+            raise InputError(f"{path}: can't be created ({error.strerror})") from error
+        return path
+    raise InputError(f"--run-dir {path}: it has just been created by another program")
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what a process that was killed while it created a run has left behind."""
+    for path in folder.glob(f"{_NEW}*"):
+        with contextlib.suppress(OSError):
+            age = time.time() - path.stat().st_mtime
+            if age > _SECONDS_UNTIL_ABANDONED:
+                descriptor = _lock(path)
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(descriptor)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()

@@ -1,0 +1,212 @@
+"""What a run starts from: looked for and checked before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import uuid
+from pathlib import Path
+from typing import Any
+
+from research.config import Config, decisive_options
+from research.data.dataset import Dataset
+from research.errors import InputError, one_line
+from research.files import is_regular, read_json, read_sealed_json, sha256
+from research.recording.checkpoints import (
+    Checkpoint,
+    checkpoint_path,
+    checkpoint_paths,
+    newest_good,
+    step_of,
+)
+from research.recording.environment import (
+    describe_environment,
+    differences,
+    uncommitted_changes,
+)
+from research.recording.logs import Logs, read_logs
+from research.training.state import State
+
+FINISHED = "finished.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a run starts from.
+
+    Attributes:
+        config: its options; of a fork with the step that it goes on from.
+        identity: what config.json says beside the options: ``experiment``, ``run``, a name of
+            its own, and ``data_sha256``.
+        experiment: the file of the experiment.
+        environment: what environment.json is to hold.
+        uncommitted: what uncommitted.diff is to hold, of a new run.
+        at: the checkpoint, made out to this run.
+        logs: what had been recorded by then.
+        damaged: checkpoints of this run that can't be trusted.
+        notes: what the user should know, one line each.
+    """
+
+    config: Config
+    identity: dict[str, str]
+    experiment: Path
+    environment: dict[str, Any]
+    uncommitted: bytes
+    at: Checkpoint
+    logs: Logs
+    damaged: list[Path] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def find_start(
+    config: Config, experiment: Path, data: Dataset, state: State, total_steps: int
+) -> Start:
+    """Looks for what a run starts from; changes neither the state nor any file.
+
+    Args:
+        config: says whether it is a new run, one that is resumed, whose directory must be locked
+            by now, or one that goes on from a checkpoint of another.
+        experiment: the file of the experiment.
+        data: what is trained and evaluated on.
+        state: as the experiment builds it.
+        total_steps: how far the run is to go.
+
+    Raises:
+        InputError: if the run can't start, with the reason.
+    """
+    uncommitted = uncommitted_changes(experiment)
+    environment = describe_environment(experiment, uncommitted)
+    environment["data"] = {"source": data.source, "sha256": data.sha256()}
+    identity = {
+        "experiment": experiment.stem,
+        "run": uuid.uuid4().hex,
+        "data_sha256": environment["data"]["sha256"],
+    }
+    new = Start(
+        config=config,
+        identity=identity,
+        experiment=experiment,
+        environment=environment,
+        uncommitted=uncommitted,
+        at=Checkpoint(name_of_run(identity, config), state.values()),
+        logs=Logs(),
+    )
+    if config.resume is not None:
+        start = _resumed(new, config.resume, state)
+    else:
+        start = new if config.fork is None else _forked(new, config.fork, state)
+    if start.at.step > total_steps:
+        raise InputError(
+            f"--epochs {config.epochs:g}: of {total_steps} steps {start.at.step} are done; "
+            "give more"
+        )
+    return start
+
+
+def name_of_run(identity: dict[str, str], config: Config) -> str:
+    """Tells the checkpoints of a run, with its options and data, from any others."""
+    facts = [identity["run"], identity["data_sha256"], decisive_options(config)]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def finished_accuracy(start: Start, total_steps: int) -> float | None:
+    """The test accuracy of a run that has done all its steps and left all its files intact."""
+    run = start.config.resume
+    if run is None:
+        return None
+    try:
+        finished = read_sealed_json(run / FINISHED)
+        if finished["step"] != total_steps or start.at.step != total_steps or start.logs.damage:
+            return None
+        files = {run / name: digest for name, digest in finished["files"].items()}
+        intact = all(is_regular(p) and sha256(p) == digest for p, digest in files.items())
+        return float(read_json(run / "evaluation.json")["accuracy"]) if intact else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _resumed(new: Start, run: Path, state: State) -> Start:
+    """A run that goes on from its newest checkpoint."""
+    try:
+        fields = read_sealed_json(run / "config.json")
+        identity = {name: str(fields[name]) for name in new.identity}
+        eager = bool(fields["eager"])
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"--resume {run}: its config.json can't be read ({one_line(error)[:100]}); restore "
+            "it, or start a new run"
+        ) from error
+    if identity["data_sha256"] != new.identity["data_sha256"]:
+        raise InputError(
+            f"--resume {run}: {new.environment['data']['source']} is not what it was trained on; "
+            "restore the data, or start a new run"
+        )
+    paths = checkpoint_paths(run / "checkpoints")
+    at, damaged = newest_good(paths, state, name_of_run(identity, new.config))
+    if at is None:
+        reason = (
+            f"{damaged[0]}; no other checkpoint is good" if damaged else "its checkpoints are gone"
+        )
+        raise InputError(f"--resume {run}: {reason}: restore them, or start a new run")
+    logs = read_logs(run, at.logged)
+    environment, different = _compared(run, new, at.step)
+    if eager != new.config.eager:
+        different.append(f"--eager is now {new.config.eager}")
+    notes = [f"{error}; moved aside" for error in damaged] + logs.damage
+    if different:
+        notes.append(f"Perhaps not bit for bit from here on: {'; '.join(different)}")
+    return dataclasses.replace(
+        new,
+        identity=identity,
+        environment=environment,
+        at=at,
+        logs=logs,
+        damaged=[error.path for error in damaged],
+        notes=[*notes, f"Resuming {run} after step {at.step}"],
+    )
+
+
+def _compared(run: Path, new: Start, step: int) -> tuple[dict[str, Any], list[str]]:
+    """A run's environment with one more resumption, and what is different since it was started."""
+    try:
+        before = read_json(run / "environment.json")
+        resumed = [*before.get("resumed", [])]
+    except (OSError, ValueError, TypeError, AttributeError):
+        before, resumed = dict(new.environment), []
+        different = ["environment.json can't be read, and is begun afresh"]
+    else:
+        different = differences(before, new.environment)
+    copy = run / new.experiment.name
+    if not (is_regular(copy) and copy.read_bytes() == new.experiment.read_bytes()):
+        different.append(f"{copy.name} has been edited")
+    now = {"command": new.environment["command"], "step": step, "differences": list(different)}
+    return before | {"resumed": [*resumed, now]}, different
+
+
+def _forked(new: Start, source: Path, state: State) -> Start:
+    """A run that goes on from a checkpoint of another."""
+    there, step = checkpoint_paths(source / "checkpoints"), new.config.at_step
+    if step is not None:
+        wanted = checkpoint_path(source / "checkpoints", step)
+        if wanted not in there:
+            steps = ", ".join(str(step_of(path)) for path in reversed(there)) or "none"
+            raise InputError(
+                f"--at-step {step}: {source} keeps checkpoints of other steps: {steps}"
+            )
+        there = [wanted]
+    at, damaged = newest_good(there, state)
+    if at is None:
+        reason = f" ({damaged[0]})" if damaged else ""
+        raise InputError(f"--fork {source}: it has no checkpoint that is good{reason}")
+    logs = read_logs(source, at.logged)
+    # Keras keeps a constant learning rate in a variable; the new run's is what it asks for.
+    variables = {
+        name: built if re.fullmatch(r"optimizer/.*/learning_rate", name) else value
+        for (name, built), value in zip(state.values().items(), at.variables.values(), strict=True)
+    }
+    config = dataclasses.replace(new.config, at_step=at.step)
+    at = dataclasses.replace(at, run=new.at.run, variables=variables)
+    notes = [*map(str, damaged), *logs.damage, f"Forked from {source} after step {at.step}"]
+    return dataclasses.replace(new, config=config, at=at, logs=logs, notes=notes)
