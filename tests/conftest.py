@@ -65,7 +65,9 @@ def make_state(
 ) -> State:
     """A state with a small network and the reference's optimizer and loss."""
     return State(
-        model=MnistCNN(8, dropout_rates, seed, options.pop("precision", "float32")),
+        model=MnistCNN(
+            options.pop("dense_width", 8), dropout_rates, seed, options.pop("precision", "float32")
+        ),
         optimizer=Adadelta(learning_rate, rho=0.95, epsilon=1e-7),
         loss=tf.keras.losses.CategoricalCrossentropy(from_logits=True, reduction="none"),
         seed=seed,

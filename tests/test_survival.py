@@ -23,12 +23,14 @@ from typing import Any
 
 from research.config import Config, parse
 from research.data.dataset import Dataset
-from research.errors import InputError
+from research.errors import InputError, StorageError
 from research.files import read_sealed_json, write_sealed_json
 from research.recording.checkpoints import checkpoint_paths, read_checkpoint, step_of
+from research.results.evaluation import validate
 from research.results.export import load_h5
 from research.tools.load_experiment import load_experiment
 from research.tools.verify import Program, left_by
+from research.training.schedules import LearningRate
 
 import numpy as np
 import pytest
@@ -217,16 +219,67 @@ def test_an_environment_that_can_not_be_read_is_begun_afresh(
     assert left_by(run) == left_by(finished_run)
 
 
-def test_a_run_whose_checkpoints_are_gone_is_refused_and_keeps_its_log(
-    run: Path, run_here: RunHere
+def test_a_refusal_changes_nothing_so_that_what_was_missing_can_be_put_back(
+    run: Path, run_here: RunHere, finished_run: Path
 ) -> None:
-    shutil.rmtree(cut_off(run) / "checkpoints")
+    missing = ("checkpoints", "environment.json")
+    for name in missing:
+        (cut_off(run) if name == "checkpoints" else run).joinpath(name).rename(run.parent / name)
     before = everything(run)
     assert "checkpoints are gone" in run_here(EXPERIMENT, "--resume", run).stderr
     (run / "checkpoints").touch()
     assert "can't be read" in run_here(EXPERIMENT, "--resume", run).stderr
     (run / "checkpoints").unlink()
     assert everything(run) == before
+    for name in missing:
+        (run.parent / name).rename(run / name)
+    assert run_here(EXPERIMENT, "--resume", run).status == 0
+    assert left_by(run) == left_by(finished_run)
+
+
+def test_a_fork_goes_on_from_the_step_of_its_first_line_whatever_becomes_of_its_source(
+    run: Path, run_here: RunHere, dataset: Dataset, tmp_path: Path
+) -> None:
+    arguments = ["--fork", str(run), "--run-dir", str(tmp_path / "fork"), "--epochs", "4"]
+    config = parse(load_experiment(EXPERIMENT)[0], arguments, experiment="mnist_cnn")
+    state = make_state(dense_width=16, learning_rate=LearningRate(1.0))
+    with begun(config, dataset, state, 32):
+        pass  # killed at once
+    assert json.loads((tmp_path / "fork" / "config.json").read_text())["at_step"] == 24
+    shutil.rmtree(run)
+    result = run_here(EXPERIMENT, "--resume", "fork")
+    assert (result.status, result.stderr) == (0, "")
+    assert "Resuming fork after step 24" in result.stdout
+    assert [line["step"] for line in left_by(tmp_path / "fork")["metrics.jsonl"]][-2:] == [32, 32]
+
+
+def test_what_only_build_can_refuse_leaves_no_directory(
+    data_file: Path, tmp_path: Path, run_here: RunHere
+) -> None:
+    text = EXPERIMENT.read_text()
+    missing = 'from pathlib import Path\n    Path("missing").read_bytes()'
+    (tmp_path / "mine.py").write_text(
+        text.replace('"""The model, the optimizer and the loss."""', missing)
+    )
+    with contextlib.suppress(FileNotFoundError):
+        run_here("mine.py", "--data", data_file, "--run-dir", "new/run")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
+
+
+def test_a_run_whose_directory_is_replaced_writes_nothing_into_the_other(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    path, state = tmp_path / "run", make_state()
+    with begun(Config(run_dir=path), dataset, state) as record:
+        path.rename(tmp_path / "moved")
+        path.mkdir()
+        validation = validate(state.model, dataset.test, dataset.train)
+        with pytest.raises(StorageError, match="run: it has been moved or replaced"):
+            record.recorder.validation(0, validation, dataset.test)
+        state.step.assign(1)
+        with pytest.raises(StorageError, match="run: it has been moved or replaced"):
+            record.checkpoints.save(state)
+    assert list(path.iterdir()) == []
 
 
 def test_checkpoints_are_saved_when_due_and_files_of_others_are_let_alone(
