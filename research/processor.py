@@ -25,17 +25,50 @@ def use_onednn() -> None:
 
 
 def has_bfloat16() -> bool:
-    """Whether the processor can calculate with bfloat16; where that is unknown, it is assumed."""
-    return not _flags() or bool(_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+    """Whether the processor has native bfloat16 and oneDNN uses it; assumed where unknown."""
+    if not _flags():
+        return True
+    native = bool(_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+    return native and _has_onednn(default=True) and _onednn_may_use("AVX512_CORE_BF16")
 
 
 def has_only_avx2() -> bool:
-    """Whether its vectors are those of AVX2, and oneDNN is in use."""
-    return (
-        "avx2" in _flags()
-        and "avx512f" not in _flags()
-        and os.environ.get("TF_ENABLE_ONEDNN_OPTS", "").lower() in ("1", "true")
-    )
+    """Whether oneDNN is in use and AVX2 is the most that it uses."""
+    has_avx512 = "avx512f" in _flags() and _onednn_may_use("AVX512_CORE")
+    return "avx2" in _flags() and not has_avx512 and _has_onednn(default=False)
+
+
+def onednn_aborts(dtype: str) -> bool:
+    """Whether TensorFlow would abort in a layer that computes in a dtype, such as "float16".
+
+    By the processor alone TensorFlow decides whether oneDNN multiplies matrices of bfloat16 or
+    float16. oneDNN, which ONEDNN_MAX_CPU_ISA forbids the instructions, then raises an error that
+    ends the process.
+    """
+    needs = {"bfloat16": ("avx512f", "AVX512_CORE"), "float16": ("avx512_fp16", "AVX512_CORE_FP16")}
+    if dtype not in needs or not _has_onednn(default=False):
+        return False
+    flag, level = needs[dtype]
+    return flag in _flags() and not _onednn_may_use(level)
+
+
+# What oneDNN's environment variable ONEDNN_MAX_CPU_ISA may be; a higher level includes those
+# below it. Others, and no value at all, forbid nothing that matters here.
+_LEVELS = (
+    *("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"),
+    *("AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16"),
+)
+
+
+def _onednn_may_use(level: str) -> bool:
+    """Whether ONEDNN_MAX_CPU_ISA lets oneDNN use the instructions of a level."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    return limit not in _LEVELS or _LEVELS.index(limit) >= _LEVELS.index(level)
+
+
+def _has_onednn(default: bool) -> bool:
+    """Whether TensorFlow computes with oneDNN; ``default`` where nobody has decided."""
+    return os.environ.get("TF_ENABLE_ONEDNN_OPTS", str(default)).lower() in ("1", "true")
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from research.network.mnist_cnn import MnistCNN
 from research.recording.run import Run, begin
 from research.recording.run_directory import lock_directory
 from research.recording.start import find_start
+from research.processor import onednn_aborts
 from research.training.optimizer import Adadelta
 from research.training.state import State
 
@@ -57,6 +58,12 @@ def save_npz(dataset: Dataset, path: Path) -> Path:
     return path
 
 
+def skip_if_onednn_aborts(precision: str) -> None:
+    """Skips a test of a precision that ONEDNN_MAX_CPU_ISA rules out."""
+    if onednn_aborts(precision.removeprefix("mixed_")):
+        pytest.skip(f"with this ONEDNN_MAX_CPU_ISA TensorFlow would abort in {precision}")
+
+
 def make_state(
     dropout_rates: tuple[float, float] = (0.25, 0.5),
     seed: int = 0,
@@ -64,10 +71,10 @@ def make_state(
     **options: Any,
 ) -> State:
     """A state with a small network and the reference's optimizer and loss."""
+    precision = options.pop("precision", "float32")
+    skip_if_onednn_aborts(precision)
     return State(
-        model=MnistCNN(
-            options.pop("dense_width", 8), dropout_rates, seed, options.pop("precision", "float32")
-        ),
+        model=MnistCNN(options.pop("dense_width", 8), dropout_rates, seed, precision),
         optimizer=Adadelta(learning_rate, rho=0.95, epsilon=1e-7),
         loss=tf.keras.losses.CategoricalCrossentropy(from_logits=True, reduction="none"),
         seed=seed,

@@ -142,7 +142,8 @@ def bias_relu(inputs: Any, bias: Any) -> Any:
                 with tf.name_scope(f"gradient_tape/{scope}"):  # where the graph shows gradients
                     # That of tf.nn.relu, which knows no other name.
                     below = tf.raw_ops.ReluGrad(gradients=upstream, features=outputs)
-                    total = tf.reduce_sum(tf.cast(below, tf.float32), axis=[0, 1, 2])
+                    wide = below if below.dtype == tf.float64 else tf.cast(below, tf.float32)
+                    total = tf.reduce_sum(wide, axis=[0, 1, 2])
                     return below, tf.cast(total, bias.dtype)
 
             return outputs, gradient

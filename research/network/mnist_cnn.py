@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+from research.errors import InputError
 from research.network.layers import Conv2D, bias_relu, dropout
+from research.processor import onednn_aborts
 
 import numpy as np
 import tensorflow as tf
@@ -24,8 +27,12 @@ class MnistCNN(tf.keras.Model):
         dropout_rates: fraction dropped after pooling and after the hidden dense layer, each 0
             to below 1.
         seed: the initial weights are a function of it.
-        precision: a Keras dtype policy, ``"float32"``, ``"mixed_bfloat16"`` or
-            ``"mixed_float16"``. Variables and logits are float32 in each of them.
+        precision: a Keras dtype policy. Variables and logits are float32 with ``"float32"``,
+            ``"mixed_bfloat16"`` and ``"mixed_float16"``, float64 with ``"float64"``, in which
+            two orders of summing are compared.
+
+    Raises:
+        InputError: if the environment keeps TensorFlow from computing in that precision.
     """
 
     def __init__(
@@ -36,6 +43,12 @@ class MnistCNN(tf.keras.Model):
         precision: str = "float32",
     ) -> None:
         super().__init__(name="mnist_cnn", dtype=precision)
+        if onednn_aborts(self.compute_dtype):
+            raise InputError(
+                f"precision {precision}: TensorFlow would abort, since ONEDNN_MAX_CPU_ISA="
+                f"{os.environ['ONEDNN_MAX_CPU_ISA']} keeps oneDNN from {self.compute_dtype}; unset "
+                "it, set TF_ENABLE_ONEDNN_OPTS=0, or use float32"
+            )
         self.dense_width = dense_width
         self.dropout_rates = dropout_rates
         # Glorot's initialization, the default of both layers, drawn from seeds of our own.
@@ -69,7 +82,7 @@ class MnistCNN(tf.keras.Model):
                 step gets one from ``state.random_seed("dropout")``.
 
         Returns:
-            float32 [B, 10].
+            [B, 10] in the dtype of the variables.
 
         Raises:
             ValueError: if dropout is to be applied and no seed is given.
@@ -82,10 +95,10 @@ class MnistCNN(tf.keras.Model):
         x = self.dense1(self.flatten(x))
         if seeds:
             x = dropout(x, self.dropout_rates[1], seeds[1], "dropout2")
-        return tf.cast(self.dense2(x), tf.float32)
+        return tf.cast(self.dense2(x), self.variable_dtype)
 
     def call(self, images: Any, training: bool = False, seed: Any = None) -> Any:
-        """Class probabilities, float32 [B, 10]; the arguments are those of ``logits``."""
+        """Class probabilities [B, 10], typed as the logits; the arguments are theirs."""
         return tf.nn.softmax(self.logits(images, training, seed))
 
     def stock_twin(self) -> tf.keras.Sequential:

@@ -10,6 +10,7 @@ from research.seeds import derive_seed
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import skip_if_onednn_aborts
 
 
 def made(shape: list[int], number: int) -> Any:
@@ -18,8 +19,10 @@ def made(shape: list[int], number: int) -> Any:
     return tf.cast(tf.cast(numbers, tf.bfloat16), tf.float32)
 
 
-def ours_and_keras(channels: int, pool: int | None, precision: str) -> list[tuple[Any, Any]]:
-    """Our layer, Keras's in the same precision, and Keras's in float32, with the same weights.
+def ours_keras_and_exact(
+    channels: int, pool: int | None, precision: str
+) -> list[tuple[Any, Any]]:
+    """Our layer, Keras's in the same precision, and Keras's in float64, with the same weights.
 
     Each is a function, and its variables.
     """
@@ -41,35 +44,91 @@ def ours_and_keras(channels: int, pool: int | None, precision: str) -> list[tupl
         model.set_weights(weights)
         return model
 
-    models = (keras(precision), keras("float32"))
+    models = (keras(precision), keras("float64"))
     return [(ours, convolution.variables), *((model, model.variables) for model in models)]
 
 
-def values_and_gradients(layer: Any, variables: Any, inputs: Any) -> list[Any]:
+def loss_weights(
+    inputs: Any, kernel: Any, bias: Any, pool: int | None, unit_roundoff: float
+) -> Any:
+    """What each output counts in the loss: nothing where rounding may decide max pooling or ReLU.
+
+    There the whole gradient may go another way, and both ways are right.
+    """
+    sums = tf.nn.conv2d(tf.cast(inputs, tf.float64), kernel, 1, "VALID").numpy()
+    size = pool or 1
+    n, height, width, filters = sums.shape
+    height, width = height // size, width // size
+    windows = sums[:, : height * size, : width * size].reshape(
+        n, height, size, width, size, filters
+    )
+    ranked = np.sort(windows.transpose(0, 1, 3, 5, 2, 4).reshape(n, height, width, filters, -1))
+    largest = ranked[..., -1]
+    margin = np.abs(largest + bias)
+    if pool:
+        margin = np.minimum(margin, largest - ranked[..., -2])
+    # Two roundings of each of the two numbers that are compared.
+    decided = margin > 4 * unit_roundoff * (np.abs(largest) + np.abs(bias))
+    assert decided.mean() > 0.8
+    return made([*largest.shape], 7).numpy() * decided
+
+
+def values_and_gradients(layer: Any, variables: Any, inputs: Any, weights: Any) -> list[Any]:
     """The output, and gradients by the input, the kernel and the bias, compiled as in training."""
 
     @tf.function
     def compute() -> Any:
         with tf.GradientTape() as tape:
             tape.watch(inputs)
-            outputs = tf.cast(layer(inputs), tf.float32)
-            loss = tf.reduce_sum(outputs * made(outputs.shape, 7))
+            outputs = tf.cast(layer(inputs), tf.float64)
+            loss = tf.reduce_sum(outputs * weights)
         return outputs, *tape.gradient(loss, [inputs, *[v.value for v in variables]])
 
     return [value.numpy() for value in compute()]
 
 
+def computed(
+    channels: int, pool: int | None, precision: str, unit_roundoff: float
+) -> tuple[list[list[Any]], Any]:
+    """Values and gradients of our layer, of Keras's, and the exact ones; and the bias."""
+    inputs = made([5, 10, 9, channels], 3)
+    layers = ours_keras_and_exact(channels, pool, precision)
+    kernel, bias = (v.numpy() for v in layers[-1][1])
+    weights = loss_weights(inputs, kernel, bias, pool, unit_roundoff)
+    return [values_and_gradients(*layer, inputs, weights) for layer in layers], bias
+
+
+# Whichever instructions a processor has, and in whichever order its kernels sum, a sum of n float32
+# numbers errs by about sqrt(n) * 2**-24 of their size: 1e-6 here.
 @pytest.mark.parametrize("only_avx2", [True, False])
 @pytest.mark.parametrize(("channels", "pool"), [(1, None), (8, None), (8, 2), (16, 3)])
 def test_a_convolution_computes_what_keras_computes(
     channels: int, pool: int | None, only_avx2: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("research.network.layers.has_only_avx2", lambda: only_avx2)
-    inputs = made([5, 10, 9, channels], 3)
-    both = ours_and_keras(channels, pool, "float32")[:2]
-    found = [values_and_gradients(*layer, inputs) for layer in both]
-    for a, b in zip(*found, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+    (ours, keras, exact), _ = computed(channels, pool, "float32", 2.0**-20)
+    for a, b, c in zip(ours, keras, exact, strict=True):
+        for found in (a, b):
+            np.testing.assert_allclose(found, c, rtol=1e-5, atol=1e-5 * np.abs(c).max())
+
+
+# Sums are float32 ones, and every result is rounded to bfloat16. The bias is added after max
+# pooling: an output may be rounded twice, without the bias and with it; a gradient is rounded once.
+# Keras's layers are no measure: on some processors they round once, on others within each sum.
+@pytest.mark.parametrize("emulated", [True, False])
+@pytest.mark.parametrize(("channels", "pool"), [(1, None), (8, None), (8, 2), (16, 3)])
+def test_in_bfloat16_a_convolution_errs_by_rounding_its_results_alone(
+    channels: int, pool: int | None, emulated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip_if_onednn_aborts("mixed_bfloat16")
+    if emulated:
+        monkeypatch.setattr("research.network.layers.has_bfloat16", lambda: False)
+    unit_roundoff = 2.0**-8
+    (ours, _, exact), bias = computed(channels, pool, "mixed_bfloat16", unit_roundoff)
+    # The sum without the bias is at most as large as the output and the bias.
+    rounded = [2 * (np.abs(exact[0]) + np.abs(bias)), *exact[1:]]
+    for found, true, size in zip(ours, exact, rounded, strict=True):
+        assert np.linalg.norm(found - true) <= 1.01 * unit_roundoff * np.linalg.norm(size)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -89,23 +148,6 @@ def test_gradients_by_products_are_those_of_the_stock_operation(
     stock = gradients(lambda inputs, kernel: tf.nn.conv2d(inputs, kernel, 1, "VALID"))
     for a, b in zip(gradients(convolution_with_products), stock, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
-
-
-@pytest.mark.parametrize("in_hardware", [True, False])
-@pytest.mark.parametrize(("channels", "pool"), [(1, None), (8, 2)])
-def test_in_bfloat16_it_is_as_exact_as_keras(
-    channels: int, pool: int | None, in_hardware: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("research.network.layers.has_bfloat16", lambda: in_hardware)
-    inputs = made([5, 10, 9, channels], 3)
-    found = [
-        values_and_gradients(*layer, inputs)
-        for layer in ours_and_keras(channels, pool, "mixed_bfloat16")
-    ]
-    for ours, keras, exact in zip(*found, strict=True):
-        error, allowed = np.linalg.norm(ours - exact), np.linalg.norm(keras - exact)
-        assert error <= 1.1 * allowed
-        assert allowed < 0.1 * np.linalg.norm(exact)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.125, 0.25, 0.3, 0.5])
