@@ -44,7 +44,7 @@ def describe_environment(source: Path, uncommitted: bytes) -> dict[str, Any]:
         "flags": {
             name: value
             for name, value in sorted(os.environ.items())
-            if name.startswith(("TF_", "XLA_", "OMP_", "CUDA_VISIBLE", "KERAS_"))
+            if name.startswith(("TF_", "XLA_", "OMP_", "ONEDNN_", "CUDA_VISIBLE", "KERAS_"))
         },
         "git": {
             "commit": None if commit is None else commit.decode().strip(),
