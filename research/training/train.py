@@ -217,23 +217,18 @@ def go_to_non_finite(
         until: gives up after so many steps, counted from the very start.
 
     Returns:
-        Whether there is such a step: its values or the variables after it are not finite.
+        Whether there is such a step: a scalar that it returns, or a variable after it, is not
+        finite. Only these count: no figure that ``train`` computes for its reports.
     """
-    before = state.values()
-    try:
-        for _ in train(
-            state, step, split, epochs=until, batch_size=batch_size, until=until, report_every=1
-        ):
-            after = state.values()
-            if non_finite(after) is not None:
-                break
-            before = after
-        else:
-            return False
-    except NonFiniteError:
-        pass
-    state.assign(before.values())
-    return True
+    one_step, _ = _one_step(state, step, split, batch_size)
+    run_steps = _several_steps(one_step, state, split, batch_size, lambda graph: None)
+    while int(state.step.numpy()) < until:
+        before = state.values()
+        scalars, _ = run_steps(tf.constant(1))
+        if not np.isfinite(scalars.numpy()).all() or non_finite(state.values()) is not None:
+            state.assign(before.values())
+            return True
+    return False
 
 
 def non_finite(values: Mapping[str, npt.NDArray[Any]]) -> str | None:
@@ -346,8 +341,10 @@ def _update_ratios(before: dict[str, list[Any]], after: dict[str, list[Any]]) ->
     """For each layer the norm of the change of its weights over the norm before."""
     ratios: dict[str, Any] = {}
     for layer, old in before.items():
-        change = tf.linalg.global_norm([b - a for a, b in zip(old, after[layer], strict=True)])
-        ratio = tf.math.divide_no_nan(change, tf.linalg.global_norm(old))
+        # In float32 the squares of finite weights overflow.
+        weights, new = ([tf.cast(t, tf.float64) for t in of] for of in (old, after[layer]))
+        change = tf.linalg.global_norm([b - a for a, b in zip(weights, new, strict=True)])
+        ratio = tf.math.divide_no_nan(change, tf.linalg.global_norm(weights))
         ratios[f"update_ratio/{layer}"] = float(ratio)
     return ratios
 
@@ -365,14 +362,16 @@ def _history(
 
 
 def _check_finite(values_by_name: Mapping[str, npt.NDArray[Any]], before: int) -> None:
-    """Refuses values step by step, after ``before`` steps, of which one is not finite."""
-    for name, values in values_by_name.items():
-        if not np.isfinite(values).all():
-            first = int(np.argmin(np.isfinite(values)))
-            raise NonFiniteError(
-                f"{name} became {values[first]} at step {before + first + 1}; try a lower "
-                "--learning-rate, --clip-norm 1, or --precision float32"
-            )
+    """Refuses values step by step, after ``before`` steps; names the first that is not finite."""
+    bad = {n: np.flatnonzero(~np.isfinite(v)) for n, v in values_by_name.items()}
+    firsts = {name: int(places[0]) for name, places in bad.items() if places.size}
+    if firsts:
+        name = min(firsts, key=lambda key: firsts[key])
+        raise NonFiniteError(
+            f"{name} became {values_by_name[name][firsts[name]]} at step "
+            f"{before + firsts[name] + 1}; try a lower --learning-rate, --clip-norm 1, or "
+            "--precision float32"
+        )
 
 
 def _check_changed(state: State, before: list[Any], history: dict[str, Any]) -> None:

@@ -222,6 +222,17 @@ def test_one_can_go_back_to_the_step_before_something_became_non_finite(step: St
     assert all(np.isfinite(value).all() for value in state.values().values())
 
 
+@pytest.mark.parametrize(("learning_rate", "report_every"), [(1e20, 1), (1e24, 3), (1e30, 3)])
+def test_the_error_names_the_step_that_one_can_go_back_to(
+    learning_rate: float, report_every: int, step: Step
+) -> None:
+    state, twin = make_state(learning_rate=learning_rate), make_state(learning_rate=learning_rate)
+    with pytest.raises(NonFiniteError, match=r"became (nan|inf) at step \d+") as caught:
+        run(state, step, make_split(100), report_every=report_every)
+    assert go_to_non_finite(twin, step, make_split(100), batch_size=16, until=14)
+    assert f" at step {twin.step.numpy() + 1};" in str(caught.value)
+
+
 def test_reports_come_when_due_and_hold_means_over_examples(step: Step) -> None:
     reports = run(make_state(), step, make_split(100), report_every=5, steps_per_call=2)
     assert [r.step for r in reports] == [5, 7, 10, 14]
@@ -339,6 +350,16 @@ def test_a_non_finite_value_is_named_with_its_step(step: Step) -> None:
         return metrics | {"extra": tf.where(state.step == 4, float("nan"), 1.0)}
 
     with pytest.raises(NonFiniteError, match="extra became nan at step 5"):
+        run(make_state(), bad, make_split(160))
+
+
+def test_the_first_of_several_non_finite_values_is_named(step: Step) -> None:
+    def bad(state: State, images: Any, labels: Any) -> dict[str, Any]:
+        step(state, images, labels)
+        late, early = (tf.where(state.step < n, 1.0, float("inf")) for n in (6, 4))
+        return {"late": late, "early": early}
+
+    with pytest.raises(NonFiniteError, match="early became inf at step 5"):
         run(make_state(), bad, make_split(160))
 
 
