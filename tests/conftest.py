@@ -134,9 +134,9 @@ def run_here(
     That saves the seconds in which TensorFlow is imported.
     """
 
-    def run(program: str | Path, *arguments: str | Path) -> Result:
+    def run(program: str | Path, *arguments: str | Path, columns: int = 200) -> Result:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("COLUMNS", str(columns))
         monkeypatch.setattr(sys, "argv", [str(program), *map(str, arguments)])
         capfd.readouterr()
         status = 0

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
 from research.data.dataset import NUM_CLASSES
 from research.data.formats import read_dataset
 from research.data.mnist import load_mnist
-from research.errors import InputError
-from research.files import read_json
 from research.recording.screen import Screen
 from research.results.evaluation import Evaluation, evaluate
 from research.results.export import load_h5
+from research.tools.printable import printable
+from research.tools.trained_model import find_model
 
 import numpy as np
 import numpy.typing as npt
 import tyro
 from rich.columns import Columns
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 
@@ -43,39 +42,22 @@ class Evaluate:
         Raises:
             InputError: if there is no model or no data to be read.
         """
-        model, data, examples = self.run_or_h5, self.data, None
-        if os.path.isdir(model):
-            if data is None:
-                data, examples = _data_of_run(model)
-            model = model / "mnist.h5"
-        loaded = load_h5(model)
+        model = find_model(self.run_or_h5)
+        # The --examples of the run are about its own data.
+        data, examples = (self.data, None) if self.data else (model.data, model.examples)
+        loaded = load_h5(model.h5)
         say = (lambda line: None) if self.json else screen.say
         dataset = load_mnist(say) if data is None else read_dataset(data)
         test = dataset.first(examples).test
         evaluation = evaluate(loaded, test)
         if self.json:
-            facts = {"model": str(model), "data": dataset.source}
+            facts = {"model": str(model.h5), "data": dataset.source}
             print(json.dumps(facts | dataclasses.asdict(evaluation), indent=2))
         else:
-            say(f"{model} on {len(test):,} test examples of {dataset.source}")
+            say(printable(f"{model.h5} on {len(test):,} test examples of {dataset.source}"))
             for table in tables(evaluation):
                 screen.console.print(table)
             screen.console.print(pictures(evaluation, test.images), soft_wrap=False)
-
-
-def _data_of_run(run: Path) -> tuple[Path | None, int | None]:
-    """The ``--data`` and ``--examples`` of a run."""
-    try:
-        config = read_json(run / "config.json")
-        data, examples = config["data"], config["examples"]
-        if examples is not None and not (isinstance(examples, int) and examples > 0):
-            raise ValueError(f"{examples} examples")
-        return None if data is None else Path(data), examples
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{run}: not a run directory, its config.json can't be read; name a directory under "
-            "runs/, or an mnist.h5"
-        ) from error
 
 
 def tables(evaluation: Evaluation) -> list[Table]:
@@ -89,18 +71,22 @@ def tables(evaluation: Evaluation) -> list[Table]:
     summary.add_row("examples", f"{evaluation.examples:,}")
 
     classes = Table("digit", title="Classes", title_justify="left")
-    confusion = Table("truth", title="Confusion: truth by prediction", title_justify="left")
     for heading in ("precision", "recall", "examples"):
         classes.add_column(heading, justify="right")
     for digit in range(NUM_CLASSES):
-        confusion.add_column(str(digit), justify="right")
         classes.add_row(
             str(digit),
             f"{evaluation.precision[digit]:.4f}",
             f"{evaluation.recall[digit]:.4f}",
             f"{evaluation.support[digit]:,}",
         )
-        row = evaluation.confusion[digit]
+
+    # Without padding the counts of 10,000 examples fit into 60 columns. Rich cuts what does not
+    # fit, unless it may be folded.
+    predicted = [Column(str(n), justify="right", overflow="fold") for n in range(NUM_CLASSES)]
+    title = "Confusion: true digits down, predicted digits across"
+    confusion = Table("true", *predicted, title=title, title_justify="left", padding=0)
+    for digit, row in enumerate(evaluation.confusion):
         cells = [str(n) if n else "." for n in row]
         cells[digit] = f"[bold]{row[digit]}[/bold]"
         confusion.add_row(str(digit), *cells)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,57 +12,84 @@ from research.errors import InputError
 from research.recording.screen import Screen
 from research.results.evaluation import predict_probabilities
 from research.results.export import load_h5
-from research.results.images import read_digit
+from research.results.images import Digit, read_digit
+from research.tools.printable import printable
+from research.tools.trained_model import find_model
 
 import numpy as np
 import tyro
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Say which digit each image file shows. Any size and mode; dark on light is inverted."""
+    """Say which digit each image file shows. Any size and mode; dark on light is inverted.
 
-    h5: Annotated[Path, tyro.conf.Positional]
-    """An mnist.h5 that an experiment has saved."""
+    An image that can't be read is named on standard error, and the others are predicted; the exit
+    status is then 1, and 2 where no image can be read.
+    """
+
+    run_or_h5: Annotated[Path, tyro.conf.Positional]
+    """A run directory, or an mnist.h5."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
     """Image files."""
     json: bool = False
-    """Print JSON instead of a table."""
+    """Print JSON, with the probabilities of all ten digits, instead of a table."""
 
     def __post_init__(self) -> None:
         if not self.images:
-            raise InputError("no image: name one or more image files after the mnist.h5")
+            raise InputError("no image: name one or more image files after the run or mnist.h5")
 
-    def run(self, screen: Screen) -> None:
-        """Predicts and prints; all files are read before anything is printed.
+    def run(self, screen: Screen) -> bool:
+        """Predicts and prints; says whether every image could be read.
 
         Raises:
-            InputError: if the model or an image can't be read.
+            InputError: if the model can't be read, or none of the images.
         """
-        digits = [read_digit(path) for path in self.images]
-        model = load_h5(self.h5)
-        rows = predict_probabilities(model, np.stack([digit.pixels for digit in digits]))
-        found = [
-            {
-                "image": str(path),
-                "digit": int(row.argmax()),
-                "probabilities": [round(float(p), 6) for p in row],
-                "inverted": digit.inverted,
-            }
-            for path, digit, row in zip(self.images, digits, rows, strict=True)
-        ]
+        model = load_h5(find_model(self.run_or_h5).h5)
+        digits = self._read()
+        rows = predict_probabilities(model, np.stack([digit.pixels for _, digit in digits]))
         if self.json:
-            print(json.dumps(found, indent=2))
-            return
-        table = Table("image", "digit", *(f"P({n})" for n in range(10)))
-        for path, digit, row in zip(self.images, digits, rows, strict=True):
-            if digit.inverted:
-                screen.say(f"{path}: dark on light, inverted")
-            best = int(row.argmax())
-            chances = [
-                Text(f"{p:.2f}", style="bold" if n == best else "dim") for n, p in enumerate(row)
+            facts = [
+                {
+                    "image": str(path),
+                    "digit": int(row.argmax()),
+                    "probabilities": [round(float(p), 6) for p in row],
+                    "inverted": digit.inverted,
+                }
+                for (path, digit), row in zip(digits, rows, strict=True)
             ]
-            table.add_row(Text(path.name), str(best), *chances)
-        screen.console.print(table)
+            print(json.dumps(facts, indent=2))
+        else:
+            # Of a name, however long, nothing is cut: neither it nor what stands beside it.
+            table = Table(Column("image", overflow="fold"), "digit", "confidence", "runner-up")
+            for (path, digit), row in zip(digits, rows, strict=True):
+                if digit.inverted:
+                    screen.say(f"{printable(path)}: dark on light, inverted")
+                first, second = np.argsort(-row, kind="stable")[:2]
+                runner_up = f"{second} ({row[second]:.4f})"
+                table.add_row(Text(printable(path)), str(first), f"{row[first]:.4f}", runner_up)
+            screen.console.print(table)
+        return len(digits) == len(self.images)
+
+    def _read(self) -> list[tuple[Path, Digit]]:
+        """The images that can be read; each of the others is named on standard error.
+
+        Raises:
+            InputError: if there is none.
+        """
+        digits: list[tuple[Path, Digit]] = []
+        errors: list[InputError] = []
+        for path in self.images:
+            try:
+                digits.append((path, read_digit(path)))
+            except InputError as error:
+                errors.append(error)
+        if not digits and len(errors) == 1:
+            raise errors[0]
+        for refused in errors:
+            print(f"error: {printable(refused)}", file=sys.stderr)
+        if not digits:
+            raise InputError(f"none of the {len(errors)} images can be read; give one that can")
+        return digits
