@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import traceback
 from dataclasses import fields
@@ -18,6 +19,8 @@ from research.recording.checkpoints import read_checkpoint
 from research.recording.screen import Screen
 from research.stderr import silenced_stderr
 from research.tools.load_experiment import load_experiment
+from research.tools.printable import printable
+from research.training.returned import sorted_by_kind
 from research.training.state import State
 from research.training.train import Step
 
@@ -26,8 +29,12 @@ import numpy.typing as npt
 import tensorflow as tf
 import tyro
 from rich.table import Column, Table
+from rich.text import Text
 
 Values = list[tuple[str, npt.NDArray[Any]]]
+
+# So many values are shown on either side of the first that is not finite.
+AROUND = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,46 +46,101 @@ class Replay:
 
     bundle: Annotated[Path, tyro.conf.Positional]
     """A directory replay-step-... that a run has left."""
+    all: bool = False
+    """Show every value of the step, not only those around the first that is not finite."""
     json: bool = False
-    """Print JSON instead of a table."""
+    """Print JSON, with every value of the step, instead of a table."""
 
     def run(self, screen: Screen) -> None:
         """Runs the step eagerly and prints what it computes, in the order of computation.
 
         Raises:
-            InputError: if the bundle is damaged.
+            InputError: if the bundle is damaged, or its step fails when it is run.
         """
         state, step, images, labels, reason = read_bundle(self.bundle)
         number = int(state.step.numpy()) + 1
         before = state.values()
-        computed = watch(state, step, images, labels)
-        bad = next((name for name, value in computed if not np.isfinite(value).all()), None)
+        try:
+            computed = watch(state, step, images, labels)
+        except Exception as error:  # a step may fail in any way
+            frames = traceback.extract_tb(error.__traceback__)
+            here = self.bundle.resolve()
+            lines = [frame.lineno for frame in frames if Path(frame.filename).parent == here]
+            where = f", line {lines[-1]}" if lines else ""
+            raise InputError(
+                f"{self.bundle}: its step fails when it is run again ({one_line(error)[:200]}"
+                f"{where}); mend the experiment's file in the bundle"
+            ) from error
         state.assign(before.values())
-        line = None if bad is None else first_bad_line(state, step, images, labels)
+        place = first_non_finite(computed)
+        bad = None if place is None else computed[place][0]
+        line = None if place is None else first_bad_line(state, step, images, labels)
         if self.json:
+            values = [_summary(name, value) for name, value in computed]
             found = {"step": number, "reason": reason, "first_non_finite": bad, "line": line}
-            print(json.dumps(found, indent=2))
+            print(json.dumps(found | {"values": values}, indent=2))
             return
-        first = Column("in the order of computation", no_wrap=True)
-        table = Table(first, "shape", "smallest", "largest", "finite")
-        names = [name for name, _ in computed]
-        shown = len(names) if bad is None else names.index(bad) + 4
-        for name, value in computed[:shown]:
-            finite = value[np.isfinite(value)]
-            ends = [f"{end(finite):.4g}" if finite.size else "" for end in (np.min, np.max)]
-            share = f"{finite.size / max(value.size, 1):.2%}"
-            style = "bold red" if name == bad else None
-            table.add_row(name, str(value.shape), *ends, share, style=style)
-        screen.say(f"Step {number}: {reason}")
-        screen.console.print(table)
-        if shown < len(computed):
-            screen.say(f"(and {len(computed) - shown} more)")
+        screen.say(f"The run stopped: {printable(reason)}")
+        screen.say(f"Step {number}, run again eagerly and on one replica:")
+        shown = range(len(computed))
+        if not self.all:
+            around = (
+                slice(0) if place is None else slice(max(place - AROUND, 0), place + AROUND + 1)
+            )
+            shown = shown[around]
+        if shown:
+            screen.console.print(_table(computed, shown, place))
         if bad is None:
-            screen.say("Everything is finite in this one step, run eagerly and on one replica.")
+            screen.say(
+                f"All {len(computed)} values are finite. The run computed this step compiled, and "
+                "on all its replicas, which rounds differently."
+            )
         else:
-            screen.say(f"The first that is not finite: {bad}")
+            screen.say(f"The first that is not finite: {printable(bad)}")
         if line is not None:
-            screen.say(f"The first operation that makes it so: {line}")
+            screen.say(f"The first operation that makes it so: {printable(line)}")
+        if len(shown) < len(computed):
+            screen.say(f"Shown are {len(shown)} of {len(computed)} values; --all shows all.")
+
+
+def first_non_finite(computed: Values) -> int | None:
+    """The place of the first value that holds NaN or infinity, or None.
+
+    As in ``research.training.train.non_finite``, what the step keeps for itself does not count.
+    """
+    for place, (name, value) in enumerate(computed):
+        if not name.startswith("extra/") and not np.isfinite(value).all():
+            return place
+    return None
+
+
+def _summary(name: str, value: npt.NDArray[Any]) -> dict[str, Any]:
+    """An array of at least one number: its shape, its ends, and how many are not finite."""
+    finite = value[np.isfinite(value)]
+    ends = (float(finite.min()), float(finite.max())) if finite.size else (None, None)
+    return {
+        "name": name,
+        "shape": value.shape,
+        "smallest": ends[0],
+        "largest": ends[1],
+        "not_finite": value.size - finite.size,
+    }
+
+
+def _table(computed: Values, shown: range, bad: int | None) -> Table:
+    """Some of the values; rich folds what does not fit, and cuts nothing."""
+    table = Table(Column("in the order of computation", overflow="fold"))
+    for heading in ("smallest", "largest"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("not finite", justify="right", overflow="fold")
+    for place in shown:
+        about = _summary(*computed[place])
+        name = Text(f"{printable(about['name'])} {list(about['shape'])}")
+        ends = ("" if x is None else f"{x:.3g}" for x in (about["smallest"], about["largest"]))
+        count = about["not_finite"]
+        many = "all" if count == computed[place][1].size else f"{count:,}"
+        table.add_row(name, *ends, many, style="bold red" if place == bad else None)
+    return table
 
 
 def read_bundle(bundle: Path) -> tuple[State, Step, Any, Any, str]:
@@ -88,18 +150,22 @@ def read_bundle(bundle: Path) -> tuple[State, Step, Any, Any, str]:
         InputError: if there is no bundle, or it is damaged.
     """
     try:
-        about = read_json(bundle / "bundle.json")
-        experiment = bundle / Path(about["experiment"]).name
+        about = read_json(_file(bundle, "bundle.json"))
+        experiment = _file(bundle, Path(about["experiment"]).name)
         config_type, build, step = load_experiment(experiment)
         state = build(config_from_json(config_type, about["config"]), int(about["total_steps"]))
-        saved = read_checkpoint(bundle / "state.safetensors", state)
+        if not isinstance(state, State):
+            raise ValueError(f"its build returns {type(state).__name__}, not State")
+        saved = read_checkpoint(_file(bundle, "state.safetensors"), state)
         state.assign(saved.variables.values())
-        with np.load(bundle / "batch.npz", allow_pickle=False) as arrays:
+        with np.load(_file(bundle, "batch.npz"), allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"]
         count = len(labels)
         for array, shape in ((images, (count, 28, 28, 1)), (labels, (count, 10))):
             if array.shape != shape or array.dtype != np.float32:
                 raise ValueError(f"its batch holds {array.dtype}{array.shape}")
+        if not count:
+            raise ValueError("its batch is empty")
         return state, step, images, labels, str(about["reason"])
     except InputError:
         raise
@@ -110,11 +176,21 @@ def read_bundle(bundle: Path) -> tuple[State, Step, Any, Any, str]:
         ) from error
 
 
+def _file(bundle: Path, name: str) -> Path:
+    """A regular file of a bundle: opening a FIFO would wait for its writer."""
+    if not os.path.isfile(bundle / name):
+        raise ValueError(f"it has no file {name!r}")
+    return bundle / name
+
+
 def watch(state: State, step: Step, images: Any, labels: Any) -> Values:
     """Runs a step eagerly; returns the name and the value of everything on its way.
 
     That is: the batch, the variables before, each layer's output, the loss, the gradients, the
     variables after, and what the step returns.
+
+    Raises:
+        ValueError: if the step returns what ``train`` would refuse.
     """
     seen: Values = [("images", images), ("labels", labels)]
     seen += [(f"{name} before", value) for name, value in _readable(state)]
@@ -122,29 +198,36 @@ def watch(state: State, step: Step, images: Any, labels: Any) -> Values:
 
     def watched_call(layer: Any, *arguments: Any, **options: Any) -> Any:
         output = call(layer, *arguments, **options)
-        seen.extend((f"output of {layer.name}", np.asarray(t)) for t in tf.nest.flatten(output))
+        seen.extend((f"output of {layer.name}", _array(t)) for t in tf.nest.flatten(output))
         return output
 
     class Watched(State):
         def gradients(self, tape: tf.GradientTape, loss: Any) -> list[Any]:
-            seen.append(("loss", np.asarray(loss)))
+            seen.append(("loss", _array(loss)))
             gradients = super().gradients(tape, loss)
-            names = [f"gradient of {v.path}" for v in self.model.trainable_variables]
-            seen.extend(zip(names, map(np.asarray, gradients), strict=True))
+            names = [f"gradient of {name}" for name in self.weights()]
+            seen.extend(zip(names, map(_array, gradients), strict=True))
             return gradients
 
     watched = Watched(**{field.name: getattr(state, field.name) for field in fields(State)})
     with mock.patch.object(tf.keras.layers.Layer, "__call__", watched_call):
         returned = step(watched, tf.constant(images), tf.constant(labels))
     seen += [(f"{name} after", value) for name, value in _readable(state)]
-    seen += [(f"{name}, as returned", np.asarray(value)) for name, value in returned.items()]
+    for kind in sorted_by_kind(returned):
+        seen += [(f"{name}, as returned", _array(value)) for name, value in kind.items()]
     return [(name, value) for name, value in seen if value.dtype.kind == "f" and value.size]
+
+
+def _array(value: Any) -> npt.NDArray[Any]:
+    """A tensor's value. NumPy has no bfloat16 of its own: it becomes float32."""
+    half = getattr(value, "dtype", None) in (tf.bfloat16, tf.float16)
+    return np.asarray(tf.cast(value, tf.float32) if half else value)
 
 
 def _readable(state: State) -> Values:
     """The values of a state; of the optimizer's only those that are not finite."""
     return [
-        (name.split("/", 2)[-1], value)
+        (re.sub(rf"^(model/\d+/({re.escape(state.model.name)}/)?|optimizer/\d+/)", "", name), value)
         for name, value in state.values().items()
         if not name.startswith("optimizer/") or not np.isfinite(value).all()
     ]
@@ -166,6 +249,8 @@ def first_bad_line(state: State, step: Step, images: Any, labels: Any) -> str | 
         ours = [frame for frame in frames if "site-packages" not in frame.filename]
         where = f"{ours[-1].filename}, line {ours[-1].lineno}: {ours[-1].line}"
         return f"{operation[1]} in {where}" if operation else where
+    except Exception:  # a step that keeps something outside the state need not run twice
+        return None
     finally:
         tf.debugging.disable_check_numerics()
     return None
