@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -11,12 +12,15 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from research.errors import StorageError, one_line
 
 _PARTIAL = ".partial-"
 _SEAL = "sha256"
+
+# The most that read_json reads, in bytes. A few kilobytes are usual.
+LARGEST_JSON = 16 << 20
 
 
 @contextlib.contextmanager
@@ -91,17 +95,61 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a regular file, or a link to one, for reading. Never waits and never opens a device.
+
+    Raises:
+        OSError: if the file can't be opened, or is a FIFO, a directory, a device or a socket;
+            ``strerror`` says which.
+    """
+    try:
+        _refuse_irregular(path, os.stat(path).st_mode)
+        # The file may have been replaced since; O_NONBLOCK keeps a FIFO from waiting for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except ValueError as error:  # NUL or a lone surrogate in the name
+        raise OSError(errno.EINVAL, one_line(error), str(path)) from error
+    try:
+        _refuse_irregular(path, os.fstat(descriptor).st_mode)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _refuse_irregular(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, f"it is a {kind_of_file(mode)}, not a file", str(path))
+
+
+def kind_of_file(mode: int) -> str:
+    """What ``st_mode`` says that a file is: "directory", "FIFO", "socket" or "device"."""
+    if stat.S_ISDIR(mode):
+        return "directory"
+    return "FIFO" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most ``most`` bytes.
+
+    Raises:
+        OSError: as ``open_regular`` does, or if the file is larger.
+    """
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
+    return content
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds.
 
     Raises:
-        OSError: if it can't be read.
-        ValueError: if it is no plain file, not JSON, or nested too deeply.
+        OSError: if it can't be read, is no regular file, or is larger than ``LARGEST_JSON``.
+        ValueError: if it is not JSON, or nested too deeply.
     """
-    if not is_regular(path):
-        raise ValueError("it is not a file")
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_regular(path, LARGEST_JSON))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
@@ -153,9 +201,13 @@ def move_aside(path: Path) -> Path:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 digest of a file, in hexadecimal."""
+    """The SHA-256 digest of a regular file, in hexadecimal.
+
+    Raises:
+        OSError: as ``open_regular`` does.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
