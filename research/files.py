@@ -103,7 +103,7 @@ def open_regular(path: Path) -> BinaryIO:
             ``strerror`` says which.
     """
     try:
-        _refuse_irregular(path, os.stat(path).st_mode)
+        _refuse_irregular(path, path.stat().st_mode)
         # The file may have been replaced since; O_NONBLOCK keeps a FIFO from waiting for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except ValueError as error:  # NUL or a lone surrogate in the name
@@ -118,14 +118,9 @@ def open_regular(path: Path) -> BinaryIO:
 
 def _refuse_irregular(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, f"it is a {kind_of_file(mode)}, not a file", str(path))
-
-
-def kind_of_file(mode: int) -> str:
-    """What ``st_mode`` says that a file is: "directory", "FIFO", "socket" or "device"."""
-    if stat.S_ISDIR(mode):
-        return "directory"
-    return "FIFO" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
+        kinds = {stat.S_IFDIR: "directory", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
+        kind = kinds.get(stat.S_IFMT(mode), "device")
+        raise OSError(errno.EINVAL, f"it is a {kind}, not a file", str(path))
 
 
 def read_regular(path: Path, most: int) -> bytes:

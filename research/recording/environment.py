@@ -6,12 +6,16 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import subprocess
+import reprlib
 import sys
 from pathlib import Path
 from typing import Any
 
+from research.recording.source import commit_of, uncommitted_changes
+
 import tensorflow as tf
+
+__all__ = ["describe_environment", "differences", "uncommitted_changes"]
 
 PACKAGES = ("tensorflow", "keras", "numpy", "tensorboard", "h5py")
 
@@ -24,13 +28,13 @@ def describe_environment(source: Path, uncommitted: bytes) -> dict[str, Any]:
         uncommitted: from ``uncommitted_changes``.
 
     Returns:
-        Something that JSON can hold. ``threads`` of 0 means that TensorFlow decides; numbers of
-        threads change the order of sums, and so the last bits of a result.
+        Something that JSON can hold, in valid Unicode; what can't be known is None. ``threads``
+        of 0 means that TensorFlow decides; numbers of threads change the order of sums, and so
+        the last bits of a result.
     """
-    commit = _git(source, "rev-parse", "HEAD")
     return {
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0))
@@ -42,69 +46,79 @@ def describe_environment(source: Path, uncommitted: bytes) -> dict[str, Any]:
             "intra_op": tf.config.threading.get_intra_op_parallelism_threads(),
         },
         "flags": {
-            name: value
+            _unicode(name): _unicode(value)
             for name, value in sorted(os.environ.items())
             if name.startswith(("TF_", "XLA_", "OMP_", "ONEDNN_", "CUDA_VISIBLE", "KERAS_"))
         },
         "git": {
-            "commit": None if commit is None else commit.decode().strip(),
+            "commit": commit_of(source),
             "uncommitted": hashlib.sha256(uncommitted).hexdigest() if uncommitted else None,
         },
-        "command": [sys.executable, *sys.orig_argv[1:]],
-        "working_directory": str(Path.cwd()),
+        "command": [_unicode(word) for word in (sys.executable or "python", *sys.orig_argv[1:])],
+        "working_directory": _working_directory(),
     }
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def differences(before: Any, now: dict[str, Any]) -> list[str]:
     """What can change the last bits of a result, one phrase for each difference.
 
     Args:
-        before, now: from ``describe_environment``.
+        before: from ``describe_environment``, as it was read back from a file; any value that
+            JSON can hold is compared.
+        now: from ``describe_environment``.
     """
     found = []
+    before = before if isinstance(before, dict) else {}
     for part in ("python", "packages", "cpu", "cores", "devices", "threads", "flags"):
         a, b = before.get(part), now.get(part)
         if isinstance(a, dict) and isinstance(b, dict):
             names = sorted(name for name in a | b if a.get(name) != b.get(name))
-            found += [f"{name} {a.get(name)} is now {b.get(name)}" for name in names]
+            found += [_difference(name, a.get(name), b.get(name)) for name in names]
         elif a != b:
-            found.append(f"{part} {a} is now {b}")
+            found.append(_difference(part, a, b))
     if before.get("git") != now.get("git"):
         found.append("the code is at another commit, or has been edited")
     return found
 
 
-def uncommitted_changes(source: Path) -> bytes:
-    """What is not committed in the git repository of a file, as a patch for ``git apply``.
-
-    Files that git does not know and does not ignore are part of it. Empty where nothing has
-    changed, outside a repository, and without git.
-    """
-    plain = ("--binary", "--no-color", "--no-ext-diff")
-    patch = _git(source, "diff", *plain, "HEAD") or b""
-    top = (_git(source, "rev-parse", "--show-toplevel") or b"").strip()
-    root = Path(os.fsdecode(top)) / "any"
-    unknown = _git(root, "ls-files", "--others", "--exclude-standard", "-z") if top else b""
-    for name in filter(None, (unknown or b"").split(b"\0")):
-        # --no-index compares any two files, and exits with 1 where they differ.
-        new = ("diff", *plain, "--no-index", os.devnull, os.fsdecode(name))
-        patch += _git(root, *new, success=(0, 1)) or b""
-    return patch
+def _difference(name: str, before: Any, now: Any) -> str:
+    return f"{_short(name)} {_short(before)} is now {_short(now)}"
 
 
-def _git(source: Path, *arguments: str, success: tuple[int, ...] = (0,)) -> bytes | None:
-    """What git says, run in the folder of ``source``; None outside a repository or without git."""
+def _short(value: Any) -> str:
+    """A value in at most 100 printable characters, however long or deep it is."""
+    text = _unicode(value if isinstance(value, str) else _SHORT.repr(value))
+    text = " ".join(text.split())
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+
+
+def _unicode(text: str) -> str:
+    """A text in which bytes that are no UTF-8 are written as escapes."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _version(package: str) -> str | None:
     try:
-        result = subprocess.run(
-            ["git", *arguments], cwd=source.parent, capture_output=True, check=False
-        )
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None  # TensorFlow, for one, is published under other names, too
+
+
+def _working_directory() -> str | None:
+    try:
+        return _unicode(str(Path.cwd()))
     except OSError:
-        return None
-    return result.stdout if result.returncode in success else None
+        return None  # it has been deleted
 
 
 def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()

@@ -3,7 +3,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from research.config import Config
 from research.data.dataset import Dataset, hold_out
 from research.errors import InputError
 from research.files import sha256
-from research.recording.environment import uncommitted_changes
 from research.recording.wall_time import WallTime
 from research.results.evaluation import validate
 from research.training.train import Step, train
@@ -117,28 +115,3 @@ def test_a_place_where_no_directory_can_be_is_refused(
         begun(Config(), dataset, make_state()),
     ):
         pass
-
-
-def test_uncommitted_changes_can_be_applied_again(tmp_path: Path) -> None:
-    def git(*arguments: str, cwd: Path, stdin: bytes | None = None) -> None:
-        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
-        subprocess.run(["git", *identity, *arguments], cwd=cwd, input=stdin, check=True)
-
-    source = tmp_path / "source"
-    (source / "below").mkdir(parents=True)
-    git("init", "-q", cwd=source)
-    git("config", "color.ui", "always", cwd=source)
-    (source / "text").write_text("a\nb\n\n")
-    (source / "bytes").write_bytes(bytes(range(256)))
-    git("add", "-A", cwd=source)
-    git("commit", "-qm", "start", cwd=source)
-    assert uncommitted_changes(source / "text") == b""
-    git("clone", "-q", str(source), str(tmp_path / "clone"), cwd=tmp_path)
-    contents = {"text": b"c\nb\n\n", "bytes": bytes(range(255, 0, -1)), "below/new one": b"\xff\n"}
-    for name, content in contents.items():
-        (source / name).write_bytes(content)
-    patch = uncommitted_changes(source / "below" / "new one")
-    git("apply", "-", cwd=tmp_path / "clone", stdin=patch)
-    for name, content in contents.items():
-        assert (tmp_path / "clone" / name).read_bytes() == content
-    assert uncommitted_changes(tmp_path / "no repository") == b""

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from research.recording.environment import describe_environment, differences
+
+import pytest
+from conftest import EXPERIMENTS
+
+EXPERIMENT = EXPERIMENTS / "mnist_cnn.py"
+
+
+def deleted_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+
+
+def no_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_text(self: Path, *args: Any, **kwargs: Any) -> str:
+        raise FileNotFoundError(self)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+
+
+def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "PATH", "USER", "LOGNAME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def undecodable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "orig_argv", ["python", os.fsdecode(b"\xff.py"), "\ud800"])
+    monkeypatch.setenv("TF_" + os.fsdecode(b"\xfe"), os.fsdecode(b"\xff"))
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+
+def no_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", None)
+    monkeypatch.setattr(sys, "orig_argv", [])
+
+
+def another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+
+
+@pytest.mark.parametrize(
+    "spoil", [deleted_directory, no_proc, no_home, undecodable, no_python, another_package]
+)
+def test_it_can_be_described_and_written_whatever_is_missing(
+    spoil: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(tmp_path, monkeypatch)
+    environment = describe_environment(EXPERIMENT, b"patch")
+    text = json.dumps(environment, ensure_ascii=False, allow_nan=False)
+    assert json.loads(text.encode()) == environment
+    assert differences(environment, environment) == []
+
+
+JSON: list[Any] = [None, True, 5, 0.5, "", "text", "\udcff\n", [], ["a"], {}, {"\udcff": {"a": []}}]
+
+
+@pytest.mark.parametrize("value", JSON)
+def test_any_two_environments_can_be_compared(value: Any) -> None:
+    now = describe_environment(EXPERIMENT, b"")
+    differences(value, now)
+    for part in now:
+        changed = now | {part: value}
+        for line in differences(changed, now):
+            line.encode()
+            assert "\n" not in line
+        free = part in ("platform", "command", "working_directory") or value == now[part]
+        assert free or differences(changed, now)
+
+
+def test_differences_name_what_has_changed(tmp_path: Path) -> None:
+    now = describe_environment(EXPERIMENT, b"")
+    before = now | {"cores": 64, "packages": now["packages"] | {"tensorflow": "2.20.0"}}
+    before["git"] = now["git"] | {"uncommitted": "another"}
+    before["devices"] = ["long"] * 1000
+    found = differences(before, now)
+    assert found[0] == f"tensorflow 2.20.0 is now {now['packages']['tensorflow']}"
+    assert found[1] == f"cores 64 is now {now['cores']}"
+    assert found[3:] == ["the code is at another commit, or has been edited"]
+    assert all(len(line) < 300 for line in found)
+    nested: Any = []
+    for _ in range(100_000):
+        nested = [nested]
+    assert len(differences(now | {"cpu": nested}, now)) == 1
