@@ -220,7 +220,7 @@ def finish(state: State, config: Config, data: Dataset, record: Run, screen: Scr
     screen.say("Training finished successfully.")
     h5 = record.path / "mnist.h5"
     images, labels = data.test.images, data.test.labels
-    saved = export_h5(state.model, h5, images[:1000], config.learning_rate)
+    saved = export_h5(state.model, h5, images[:1000], state.optimizer)
     probabilities = predict_probabilities(saved, images)
     test = evaluate_probabilities(probabilities, labels)
     embedding = embed(saved, images[:EMBEDDED])

@@ -7,6 +7,7 @@ from typing import Any
 
 from research.errors import InputError
 from research.network.layers import Conv2D, bias_relu, dropout
+from research.network.limits import refuse_too_many_parameters
 from research.processor import onednn_aborts
 
 import numpy as np
@@ -32,7 +33,8 @@ class MnistCNN(tf.keras.Model):
             two orders of summing are compared.
 
     Raises:
-        InputError: if the environment keeps TensorFlow from computing in that precision.
+        InputError: if ``dense_width`` is above 4,543: mnist.h5 could not hold the network; or if
+            the environment keeps TensorFlow from computing in that precision.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class MnistCNN(tf.keras.Model):
         seed: int = 0,
         precision: str = "float32",
     ) -> None:
+        refuse_too_many_parameters(f"dense_width {dense_width}", 18_826 + 9_227 * dense_width)
         super().__init__(name="mnist_cnn", dtype=precision)
         if onednn_aborts(self.compute_dtype):
             raise InputError(

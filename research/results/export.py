@@ -2,62 +2,156 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-import os
 from pathlib import Path
 from typing import Any
 
 from research.errors import InputError, one_line
 from research.files import replaced_atomically, sha256, storage_errors
-from research.network.mnist_cnn import MnistCNN
+from research.network.limits import refuse_too_many_parameters
 from research.results.evaluation import predict_probabilities
+from research.results.read_h5 import (
+    DIGEST,
+    description_of,
+    digest,
+    digest_path,
+    load_h5,
+    read_weights,
+)
+from research.results.stock_network import read_network
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-# That of a dense layer of 4,500 units; 16 times what the reference needs.
-LARGEST_FILE = 160 * 2**20
-# The attribute of mnist.h5 that holds the SHA-256 of its weights.
-_DIGEST = "weights_sha256"
-# What decides, besides the weights, what a layer computes when it is not being trained.
-_DECISIVE = frozenset(
-    {
-        *("activation", "batch_shape", "data_format", "dilation_rate", "filters", "groups"),
-        *("kernel_size", "name", "padding", "pool_size", "strides", "units", "use_bias"),
-    }
-)
+__all__ = ["check_exportable", "digest_path", "export_h5", "load_h5", "stock_optimizer"]
+
+# How far a probability of the model may be from its twin's. Where both compute with the same
+# operations there is no difference at all; another order of sums makes one of 1e-6 to 1e-4 in a
+# trained float32 network.
+TOLERANCE = 1e-3
+# The same for pseudo-random weights, with which no probability is near 0 or 1: the largest
+# relative difference in float32, and the largest difference in bfloat16 or float16.
+_RELATIVE_TOLERANCE = 1e-4
+_HALF_TOLERANCE = 0.03
 
 
-def export_h5(
-    model: MnistCNN, path: Path, images: npt.NDArray[np.uint8], learning_rate: float
-) -> Any:
-    """Writes the model's stock twin, compiled, and beside it the file's SHA-256.
+def check_exportable(model: Any) -> None:
+    """Refuses a model that ``export_h5`` could not write, or ``load_h5`` not read.
 
-    The file is read back and compared before it takes its name.
+    Meant for the time before the first step. The model and its stock twin are compared with
+    pseudo-random weights: with initial ones, whose biases and moving means are 0, they can agree
+    by chance. The model has its own weights again afterwards, bit for bit.
 
     Args:
-        model: the trained model.
+        model: a built Keras model with ``logits(images)``, and ``stock_twin()``, which returns a
+            ``tf.keras.Sequential`` or a functional model of new stock layers, in float32, with a
+            copy of the weights.
+
+    Raises:
+        InputError: if there is no such twin, it has other layers or options than those in
+            ``accepted_layers.py``, is too large, or does not predict as the model does.
+    """
+    what = f"the network {model.name}"
+    if not callable(getattr(model, "stock_twin", None)):
+        raise InputError(
+            f"{what} has no stock_twin(), so that it can't be saved as mnist.h5; give it one that "
+            "returns the same network of Keras's own layers, as MnistCNN does"
+        )
+    refuse_too_many_parameters(what, model.count_params())
+    try:
+        ours, twins = _with_other_weights(model)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{what}: its stock twin can't be saved ({one_line(error)[:200]}); stock_twin() must "
+            "make new layers of the kinds in research/results/accepted_layers.py"
+        ) from error
+    if model.compute_dtype == "float32":
+        different = not np.allclose(ours, twins, rtol=_RELATIVE_TOLERANCE, atol=1e-30)
+    else:
+        different = not np.allclose(ours, twins, rtol=0, atol=_HALF_TOLERANCE)
+    if different:
+        raise InputError(
+            f"{what}: its stock twin predicts other probabilities (a difference of "
+            f"{np.abs(ours - twins).max():.2g}); give both the same layers, options and weights"
+        )
+
+
+def _with_other_weights(model: Any) -> tuple[Any, Any]:
+    """Probabilities of a model and its twin with pseudo-random weights.
+
+    Returns:
+        Those of ``call`` and of ``logits``, and those of the twin: float32 [2, 8, 10] each.
+    """
+    random = np.random.default_rng(0)
+    images = random.uniform(0, 1, [8, 28, 28, 1]).astype(np.float32)
+    variables = [v for v in model.variables if np.issubdtype(v.numpy().dtype, np.floating)]
+    before = [np.array(v.numpy()) for v in variables]
+    try:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(_other_value(value, random))
+        twin = model.stock_twin()
+        _require_readable(twin)
+        ours = [model(images, training=False), tf.nn.softmax(model.logits(images))]
+        return np.stack(ours), np.stack([twin(images, training=False)] * 2)
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+
+
+def _other_value(value: Any, random: np.random.Generator) -> Any:
+    """A weight as different as it can be without making the network's values large or small.
+
+    Vectors can be variances, and become positive: 0.05 to 0.5. A kernel changes its sign, and
+    gets noise, lest it were constant.
+    """
+    if value.ndim < 2:
+        return random.uniform(0.05, 0.5, value.shape).astype(value.dtype)
+    noise = random.uniform(-1, 1, value.shape) / np.sqrt(np.prod(value.shape[:-1]))
+    return (noise - value).astype(value.dtype)
+
+
+def _require_readable(twin: Any) -> None:
+    """Raises ValueError if ``load_h5`` would refuse the file of a twin."""
+    if not type(twin).__module__.startswith("keras."):
+        raise ValueError(f"a {type(twin).__name__} is neither a Sequential nor a functional model")
+    network = read_network(json.loads(twin.to_json()))
+    places = {
+        f"model_weights/{layer.name}/{v.path}" for layer in twin.layers for v in layer.weights
+    }
+    if other := places ^ network.places().keys():
+        raise ValueError(f"{min(other).removeprefix('model_weights/')} is a weight out of place")
+
+
+def export_h5(model: Any, path: Path, images: npt.NDArray[np.uint8], optimizer: Any = None) -> Any:
+    """Writes the model's stock twin, and beside it the file's SHA-256.
+
+    The file is read back and compared before it takes its name: it holds the twin's weights and
+    predicts what the twin predicts, bit for bit; a float32 model predicts the same within
+    ``TOLERANCE``.
+
+    Args:
+        model: the trained model, see ``check_exportable``.
         path: ends in ``.h5``; a file of this name is replaced, at one stroke.
         images: uint8 [N, 28, 28, 1], on which the file's predictions are compared.
-        learning_rate: that of the Adadelta with which ``fit`` would go on.
+        optimizer: the Keras optimizer with which ``fit`` would go on: the file is compiled with
+            its stock class and options. Without one, or where it is not Keras's, the file is not
+            compiled: it predicts, and whoever wants to evaluate or fit it compiles it first.
 
     Returns:
         The model that was read back from the file.
 
     Raises:
-        RuntimeError: if the file does not hold the model's weights, or, for a float32 model, does
-            not predict the very same bits. ``path`` is then as it was.
+        RuntimeError: if the file does not hold the twin, or the twin is not the model. ``path``
+            is then as it was.
     """
     twin = model.stock_twin()
-    twin.compile(
-        tf.keras.optimizers.Adadelta(learning_rate, rho=0.95, epsilon=1e-7, name="adadelta"),
-        loss="categorical_crossentropy",
-        metrics=["accuracy"],
-    )
+    stock = None if optimizer is None else stock_optimizer(optimizer)
+    if stock is not None:
+        twin.compile(stock, loss="categorical_crossentropy", metrics=["accuracy"])
     with replaced_atomically(path) as partial:
         # HDF5 tells of a full disk by errors of more than one kind.
         with storage_errors(path, RuntimeError):
@@ -66,143 +160,59 @@ def export_h5(
                 # Keras 3.15 restores the optimizer onto an empty list of variables, and `fit`
                 # then fails; without the stored variables it starts the optimizer afresh.
                 file.pop("optimizer_weights", None)
-                # HDF5 has no checksums of its own.
-                file.attrs[_DIGEST] = _digest(twin.get_weights())
-        loaded = tf.keras.models.load_model(partial)
-        _compare(model, loaded, images)
-        digest = sha256(partial)
+                text = description_of(file)
+                weights = read_weights(file, read_network(json.loads(text)))
+                file.attrs[DIGEST] = digest(text, weights.values())
+        loaded = tf.keras.models.load_model(partial, compile=stock is not None)
+        _compare(model, twin, loaded, images)
+        file_digest = sha256(partial)
     with storage_errors(digest_path(path)), replaced_atomically(digest_path(path)) as partial:
-        partial.write_text(f"{digest}  {path.name}\n")
+        partial.write_text(f"{file_digest}  {path.name}\n")
     return loaded
 
 
-def digest_path(path: Path) -> Path:
-    """Where the SHA-256 of a file stands, in the format that ``sha256sum --check`` reads."""
-    return path.with_name(path.name + ".sha256")
+def stock_optimizer(optimizer: Any) -> Any:
+    """A new optimizer of Keras's own class with the options of another.
 
-
-def load_h5(path: Path) -> Any:
-    """Loads a model that ``export_h5`` has written, trusting nothing in the file.
-
-    The network is built here, of stock layers; from the file come only the width of the dense
-    layer and the weights. Nothing in it is executed, no other file is opened because of it, and
-    no more is read than the weights need.
+    Args:
+        optimizer: a Keras optimizer, of a stock class or of one derived from it. Loss scaling
+            around it is left out.
 
     Returns:
-        A Keras model, float32 [B, 28, 28, 1] in 0..1 -> probabilities [B, 10].
-
-    Raises:
-        InputError: if there is no such file, it is damaged, or it holds some other model.
+        None if Keras has no such class. The learning rate is a number: that of the last update,
+        where a schedule decides.
     """
-    if not os.path.isfile(path):
-        raise InputError(f"{path}: no such file; give an mnist.h5 that an experiment has saved")
+    if isinstance(optimizer, tf.keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    kinds = [k for k in type(optimizer).__mro__ if k is getattr(tf.keras.optimizers, k.__name__, 0)]
+    if not kinds or kinds[0] is tf.keras.optimizers.Optimizer:
+        return None
     try:
-        if os.path.isfile(digest_path(path)):
-            _check_digest(path)
-        if (size := path.stat().st_size) > LARGEST_FILE:
-            raise ValueError(f"it is larger than {LARGEST_FILE} bytes")
-        with h5py.File(path, "r") as file:
-            expected = MnistCNN(dense_width=1).stock_twin()
-            arrays = {name: _plain_array(file, name) for name in _places(expected)}
-            width = arrays["model_weights/dense1/mnist_cnn/dense1/bias"].shape[-1]
-            _compare_description(file, expected, arrays, width, size)
-            weights = [_finite(array, name) for name, array in arrays.items()]
-            if file.attrs.get(_DIGEST, _digest(weights)) != _digest(weights):
-                raise ValueError("its weights have another SHA-256 than it says")
-        twin = MnistCNN(width).stock_twin()
-        twin.set_weights(weights)
-    except InputError:
-        raise
-    except Exception as error:  # h5py raises errors of many kinds for a damaged file
-        raise InputError(
-            f"{path}: not a model of this kind ({one_line(error)[:200]}); give an mnist.h5 "
-            "that an experiment has saved"
-        ) from error
-    return twin
+        known = kinds[0]().get_config()  # an optimizer of one's own may have further options
+        options = {name: value for name, value in optimizer.get_config().items() if name in known}
+        return kinds[0](**options | {"learning_rate": _last_learning_rate(optimizer)})
+    except (TypeError, ValueError):  # MultiOptimizer is made of others
+        return None
 
 
-def _check_digest(path: Path) -> None:
-    with digest_path(path).open("rb") as file:
-        expected = file.read(64)
-    if expected != sha256(path).encode():
-        raise InputError(
-            f"{path}: its SHA-256 is not the one in {digest_path(path).name}: the file has changed "
-            "since it was saved; restore it, or train again"
-        )
+def _last_learning_rate(optimizer: Any) -> float:
+    schedule = getattr(optimizer, "_learning_rate", None)  # Keras has no public name for it
+    if isinstance(schedule, tf.keras.optimizers.schedules.LearningRateSchedule):
+        # The next rate could be 0, at the end of a schedule: `fit` would learn nothing.
+        return float(schedule(max(int(optimizer.iterations) - 1, 0)))
+    return float(optimizer.learning_rate)
 
 
-def _compare_description(
-    file: Any, expected: Any, arrays: dict[str, Any], width: int, size: int
-) -> None:
-    """Refuses a file whose layers are not those of a network, but for the width of ``dense1``."""
-    # The size of the arrays bounds how long the texts in the file can be.
-    stored = sum(array.id.get_storage_size() for array in arrays.values())
-    # An optimizer such as Adam keeps two more numbers for each weight.
-    if size > 3 * stored + 1_000_000:
-        raise ValueError(f"{size} bytes are not what {stored} bytes of weights need")
-    attribute = file.attrs.get_id("model_config")
-    if attribute.shape != () or len(text := file.attrs["model_config"]) > 100_000:
-        raise ValueError("its model_config is not that of a small network")
-    found, layers = json.loads(text)["config"]["layers"], expected.get_config()["layers"]
-    kinds = [[layer["class_name"] for layer in of] for of in (found, layers)]
-    if kinds[0] != kinds[1]:
-        raise ValueError(f"its layers are {', '.join(map(str, kinds[0]))[:150]}")
-    for there, ours in zip(found, layers, strict=True):
-        name = ours["config"]["name"]
-        if name == "dense1":
-            ours["config"]["units"] = width
-        for option in _DECISIVE & ours["config"].keys():
-            value, wanted = (layer["config"].get(option) for layer in (there, ours))
-            if json.dumps(value) != json.dumps(wanted):
-                raise ValueError(f"{option} of {name} is {str(value)[:50]}, and not {wanted}")
-
-
-def _places(twin: Any) -> list[str]:
-    """Where in an HDF5 file Keras keeps each weight of a network, in the order of its weights."""
-    return [f"model_weights/{layer.name}/{v.path}" for layer in twin.layers for v in layer.weights]
-
-
-def _plain_array(file: Any, name: str) -> Any:
-    """The data set at ``name``, if its numbers are stored in this very file as they are."""
-    found = file
-    for part in name.split("/"):
-        if not isinstance(found, h5py.Group) or part not in found:
-            raise ValueError(f"{name} is not there")
-        # Links can lead to other files.
-        if not isinstance(found.get(part, getlink=True), h5py.HardLink):
-            raise ValueError(f"{name} is a link")
-        found = found[part]
-    if not isinstance(found, h5py.Dataset):
-        raise ValueError(f"{name} is {found}")
-    # So can external and virtual storage, whose shape is not even to be asked for: that opens
-    # them. Filters can unfold; and what is not stored reads as zeros.
-    properties = found.id.get_create_plist()
-    if properties.get_layout() != h5py.h5d.CONTIGUOUS or properties.get_external_count():
-        raise ValueError(f"{name} is not stored as plain numbers in this file")
-    if found.dtype != np.float32 or found.id.get_storage_size() != 4 * math.prod(found.shape):
-        raise ValueError(f"{name} is not stored as plain numbers in this file")
-    return found
-
-
-def _finite(array: Any, name: str) -> npt.NDArray[np.float32]:
-    weight: npt.NDArray[np.float32] = array[()]
-    if not np.isfinite(weight).all():
-        raise ValueError(f"{name} holds NaN or infinity")
-    return weight
-
-
-def _digest(weights: list[npt.NDArray[np.float32]]) -> str:
-    digest = hashlib.sha256()
-    for weight in weights:
-        digest.update(np.ascontiguousarray(weight).data)
-    return digest.hexdigest()
-
-
-def _compare(model: MnistCNN, loaded: Any, images: npt.NDArray[np.uint8]) -> None:
-    pairs = zip(model.get_weights(), loaded.get_weights(), strict=True)
+def _compare(model: Any, twin: Any, loaded: Any, images: npt.NDArray[np.uint8]) -> None:
+    pairs = zip(twin.get_weights(), loaded.get_weights(), strict=True)
     if not all(np.array_equal(a, b) for a, b in pairs):
-        raise RuntimeError("the exported file holds other weights than the model")
-    if model.compute_dtype == "float32" and not np.array_equal(
-        predict_probabilities(model, images), predict_probabilities(loaded, images)
-    ):
-        raise RuntimeError("the exported file predicts other probabilities than the model")
+        raise RuntimeError("the exported file holds other weights than the model's stock twin")
+    some = images[:100].astype(np.float32) / 255
+    if not np.array_equal(twin(some, training=False), loaded(some, training=False)):
+        raise RuntimeError("the exported file predicts other probabilities than the stock twin")
+    ours, found = (predict_probabilities(each, images) for each in (model, loaded))
+    difference = float(np.abs(ours - found).max())
+    if model.compute_dtype == "float32" and not difference <= TOLERANCE:
+        raise RuntimeError(
+            f"the exported file predicts other probabilities than the model: {difference:.2g} apart"
+        )
