@@ -59,8 +59,8 @@ def check_exportable(model: Any) -> None:
             f"{what} has no stock_twin(), so that it can't be saved as mnist.h5; give it one that "
             "returns the same network of Keras's own layers, as MnistCNN does"
         )
-    refuse_too_many_parameters(what, model.count_params())
     try:
+        refuse_too_many_parameters(what, model.count_params())
         ours, twins = _with_other_weights(model)
     except InputError:
         raise
@@ -95,8 +95,11 @@ def _with_other_weights(model: Any) -> tuple[Any, Any]:
             variable.assign(_other_value(value, random))
         twin = model.stock_twin()
         _require_readable(twin)
-        ours = [model(images, training=False), tf.nn.softmax(model.logits(images))]
-        return np.stack(ours), np.stack([twin(images, training=False)] * 2)
+        ours = np.stack([model(images, training=False), tf.nn.softmax(model.logits(images))])
+        twins = np.stack([twin(images, training=False)] * 2)
+        if ours.shape != twins.shape:
+            raise ValueError(f"the model answers {ours.shape[1:]} numbers, and not {(8, 10)}")
+        return ours, twins
     finally:
         for variable, value in zip(variables, before, strict=True):
             variable.assign(value)
@@ -190,7 +193,12 @@ def stock_optimizer(optimizer: Any) -> Any:
     try:
         known = kinds[0]().get_config()  # an optimizer of one's own may have further options
         options = {name: value for name, value in optimizer.get_config().items() if name in known}
-        return kinds[0](**options | {"learning_rate": _last_learning_rate(optimizer)})
+        # Keras numbers the names of a process's optimizers; the file shall not depend on that.
+        options |= {
+            "learning_rate": _last_learning_rate(optimizer),
+            "name": kinds[0].__name__.lower(),
+        }
+        return kinds[0](**options)
     except (TypeError, ValueError):  # MultiOptimizer is made of others
         return None
 

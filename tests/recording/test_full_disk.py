@@ -35,7 +35,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 def export(folder: Path) -> None:
-    export_h5(MnistCNN(8), folder / "mnist.h5", make_split(20).images, 1.0)
+    export_h5(MnistCNN(8), folder / "mnist.h5", make_split(20).images)
 
 
 def checkpoint(folder: Path) -> None:
