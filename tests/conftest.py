@@ -16,10 +16,10 @@ import research
 from research.config import Config
 from research.data.dataset import Dataset, Split
 from research.network.mnist_cnn import MnistCNN
+from research.processor import onednn_aborts
 from research.recording.run import Run, begin
 from research.recording.run_directory import lock_directory
 from research.recording.start import find_start
-from research.processor import onednn_aborts
 from research.training.optimizer import Adadelta
 from research.training.state import State
 

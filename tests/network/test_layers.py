@@ -19,9 +19,7 @@ def made(shape: list[int], number: int) -> Any:
     return tf.cast(tf.cast(numbers, tf.bfloat16), tf.float32)
 
 
-def ours_keras_and_exact(
-    channels: int, pool: int | None, precision: str
-) -> list[tuple[Any, Any]]:
+def ours_keras_and_exact(channels: int, pool: int | None, precision: str) -> list[tuple[Any, Any]]:
     """Our layer, Keras's in the same precision, and Keras's in float64, with the same weights.
 
     Each is a function, and its variables.
