@@ -109,7 +109,8 @@ def first_non_finite(computed: Values) -> int | None:
     As in ``research.training.train.non_finite``, what the step keeps for itself does not count.
     """
     for place, (name, value) in enumerate(computed):
-        if not name.startswith("extra/") and not np.isfinite(value).all():
+        own = name.startswith("extra/") and name.endswith((" before", " after"))
+        if not own and not np.isfinite(value).all():
             return place
     return None
 

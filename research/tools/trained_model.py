@@ -9,6 +9,7 @@ from pathlib import Path
 
 from research.errors import InputError, one_line
 from research.files import read_json
+from research.tools.load_experiment import EXPERIMENTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,8 @@ def find_model(run_or_h5: Path) -> TrainedModel:
         ) from error
     h5 = run_or_h5 / "mnist.h5"
     if not os.path.lexists(h5):
-        resume = shlex.join(["python", f"experiments/{experiment}.py", "--resume", str(run_or_h5)])
+        folder = "experiments/" if os.path.isfile(EXPERIMENTS / f"{experiment}.py") else ""
+        resume = shlex.join(["python", f"{folder}{experiment}.py", "--resume", str(run_or_h5)])
         raise InputError(
             f"{run_or_h5}: it has no mnist.h5, which a run saves when its training ends; go on "
             f"with it: {resume}"

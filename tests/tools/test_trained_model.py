@@ -25,18 +25,24 @@ def test_a_run_gives_its_model_and_its_data(tmp_path: Path) -> None:
     assert find_model(model.h5) == TrainedModel(model.h5)
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "predict"])
+@pytest.mark.parametrize(
+    ("verb", "experiment", "file"),
+    [
+        ("evaluate", "mnist_cnn", "experiments/mnist_cnn.py"),
+        ("predict", "of my own", "'of my own.py'"),
+    ],
+)
 def test_a_run_that_has_not_ended_is_refused_and_the_line_says_how_to_go_on(
-    verb: str, tmp_path: Path, run_here: RunHere
+    verb: str, experiment: str, file: str, tmp_path: Path, run_here: RunHere
 ) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.json").write_text(json.dumps(CONFIG))
+    (run / "config.json").write_text(json.dumps(CONFIG | {"experiment": experiment}))
     result = run_here("research", verb, "run", *["digit.png"] * (verb == "predict"))
     assert (result.status, result.stdout) == (2, "")
     assert result.stderr == (
         "error: run: it has no mnist.h5, which a run saves when its training ends; go on with it: "
-        "python experiments/mnist_cnn.py --resume run\n"
+        f"python {file} --resume run\n"
     )
 
 
