@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from research.config import parse_errors_in_one_line
+from research.config import parse_errors_in_one_line, require_working_directory
 from research.errors import InputError, NonFiniteError, StorageError
 from research.recording.screen import Screen
+from research.stderr import show_error
 from research.tools.bench import Bench
 from research.tools.board import Board
 from research.tools.evaluate import Evaluate
@@ -20,9 +21,9 @@ import tyro
 def main() -> None:
     """Runs one verb; exits with one line of explanation and status 2 after bad input.
 
-    Where a file can't be written the status is 1.
+    Where a file or the answer can't be written the status is 1.
     """
-    status, message = 2, ""
+    status, message = 0, ""
     with Screen() as screen:
         try:
             with parse_errors_in_one_line():
@@ -31,17 +32,21 @@ def main() -> None:
                     prog="python -m research",
                     description="Work on an experiment, or on what it has trained.",
                 )
-            holds = verb.run(screen)
+            require_working_directory()
+            status = 1 if verb.run(screen) is False else 0
         except (InputError, NonFiniteError) as error:
-            message = f"error: {error}"
+            status, message = 2, str(error)
         except StorageError as error:
-            status, message = 1, f"error: {error}"
+            status, message = 1, str(error)
+        except SystemExit as stop:  # --help has been printed
+            status = int(stop.code or 0)
         except KeyboardInterrupt:
-            sys.exit(130)
+            status = 130
+        if not status and (message := screen.output_error()):
+            status = 1
     if message:
-        print(message, file=sys.stderr)
-        sys.exit(status)
-    sys.exit(1 if holds is False else 0)
+        show_error(f"error: {message}")
+    sys.exit(status)
 
 
 if __name__ == "__main__":

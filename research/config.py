@@ -183,9 +183,40 @@ def parse(
         config: AnyConfig = tyro.cli(
             config_type, default=before, args=arguments, description=description
         )
+    require_working_directory()
+    _refuse_paths_that_are_not_utf8(config)
     if config.resume is not None and before is not None:
         _refuse_changes(before, config)
     return config
+
+
+def require_working_directory() -> None:
+    """Refuses to work where the working directory has been deleted.
+
+    Raises:
+        InputError: if there is none.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise InputError(
+            f"the working directory can't be used ({error.strerror}); change to another one"
+        ) from error
+
+
+def _refuse_paths_that_are_not_utf8(config: Config) -> None:
+    """Refuses paths that TensorFlow, which takes UTF-8, would take for others, or not at all."""
+    fields = {f"--{k.replace('_', '-')}": v for k, v in vars(config).items()}
+    for name, path in (fields | {"the working directory": Path.cwd()}).items():
+        try:
+            valid = not isinstance(path, Path) or os.fsencode(path) == str(path).encode()
+        except UnicodeEncodeError:
+            valid = False
+        if not valid:
+            raise InputError(
+                f"{name} {path}: its name is not UTF-8, or the locale is not; rename it, or set "
+                "LC_ALL=C.UTF-8"
+            )
 
 
 def config_as_json(config: Config) -> dict[str, Any]:

@@ -2,6 +2,30 @@
 
 from __future__ import annotations
 
+import linecache
+import re
+import sysconfig
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+# A line of a traceback, as Python prints it and as TensorFlow puts it into its messages.
+_FRAME = re.compile(r'^ *File "(?P<file>.+)", line (?P<line>\d+), in (?P<function>\S+).*', re.M)
+# What TensorFlow's messages hold beside the message: frames with their lines of source, headings,
+# names of nodes and operations, and marks below columns.
+_MACHINERY = re.compile(
+    r'^ *File ".+", line \d+, in .*\n.*\n'
+    r"|^(in user code:|Graph execution error:|Detected at node .*|<stack traces unavailable>)$"
+    r"|\{\{(function_)?node .*?\}\}|^.*\[\[\{\{node .*|\[Op:\w+\]"
+    r"|^Traceback \(most recent.*|^[ ~^]+$",
+    re.M,
+)
+_HERE = Path(__file__).parent
+_NOT_THE_USERS = (f"{_HERE}/", sysconfig.get_path("stdlib"), "<")
+_MOST_LINES = 6
+
 
 class InputError(ValueError):
     """Something the user gave can't be used: an option, a file, a data set.
@@ -18,10 +42,45 @@ class NonFiniteError(ArithmeticError):
 class StorageError(OSError):
     """A file of a run can't be written: no space left, a limit, a failing disk.
 
-    The message is one line with the file and the reason. What was on the disk before is intact.
+    The message is one line with the file, the reason and the remedy. What was on the disk before
+    is intact.
     """
 
 
 def one_line(error: BaseException) -> str:
     """What an error says, on one line; the name of its kind where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def in_few_lines(error: BaseException, step: Callable[..., Any]) -> str:
+    """An error in an experiment: the line of the experiment's code, and the message.
+
+    Args:
+        error: may come from TensorFlow, in whose traceback the experiment's frames are hidden.
+        step: is named where the error is about what the step returns, and not about one line.
+    """
+    frames = list(_FRAME.finditer("".join(traceback.format_exception(error))))
+    own = [f for f in frames if _is_the_users(f["file"]) and f["function"] != "<module>"]
+    code = getattr(step, "__code__", None)
+    training = any(frame["file"] == str(_HERE / "training" / "train.py") for frame in frames)
+    if own or not training or not isinstance(code, CodeType):
+        file, line, function = (own or frames)[-1].group("file", "line", "function")
+    else:
+        file, line, function = code.co_filename, str(code.co_firstlineno), code.co_name
+        if "Graph execution error" in str(error):
+            function += " (--eager shows the line)"
+    where = f"{file}, line {line}, in {function}\n    {linecache.getline(file, int(line)).strip()}"
+    said = [line.strip() for line in _MACHINERY.sub("", str(error)).splitlines()]
+    said = [line for line in said if line][:_MOST_LINES]
+    kind = type(error).__name__
+    if not said or not said[0].startswith(f"{kind}: "):
+        said[:1] = [f"{kind}: {said[0]}" if said else kind]
+    return "\n".join([where, *said])
+
+
+def _is_the_users(file: str) -> bool:
+    return (
+        not file.startswith(_NOT_THE_USERS)
+        and "site-packages" not in file
+        and "__autograph_generated_file" not in file
+    )

@@ -16,7 +16,7 @@ from research.data.batches import steps_of_epochs, steps_per_epoch
 from research.data.dataset import Dataset, Split, hold_out
 from research.data.formats import read_dataset
 from research.data.mnist import load_mnist
-from research.errors import InputError, NonFiniteError, StorageError
+from research.errors import InputError, NonFiniteError, StorageError, in_few_lines
 from research.recording.run import Run, begin, write_replay_bundle
 from research.recording.run_directory import lock_directory, refuse_existing
 from research.recording.screen import Screen, TrainingProgress
@@ -31,6 +31,7 @@ from research.results.evaluation import (
 )
 from research.results.export import export_h5
 from research.signals import StopRequest
+from research.stderr import show_error
 from research.training.profiler import Profile
 from research.training.state import State
 from research.training.strategy import calculates_with_bfloat16, make_strategy
@@ -50,8 +51,9 @@ def main(
 
     Raises:
         SystemExit: status 2 after bad input, with one line that says what and why; 1 after a
-            non-finite value, or where a file can't be written; 128 and the signal's number
-            (130, 143, 138) after SIGINT, SIGTERM or SIGUSR1, when a checkpoint has been saved.
+            non-finite value, an error in the experiment, or where a file can't be written; 128
+            and the signal's number after one of ``research.signals.SIGNALS``, when a checkpoint
+            has been saved.
     """
     status, message = 0, ""
     start_up = StartUp(BEGUN)  # of a second experiment in one process it tells too much
@@ -66,15 +68,22 @@ def main(
             status, message = 2, str(error)
         except (NonFiniteError, StorageError) as error:
             status, message = 1, str(error)
+        except SystemExit:  # --help has been printed
+            message = screen.output_error()
+            status = 1 if message else 0
         except KeyboardInterrupt:
             status, message = 130, "interrupted before training began; nothing is lost"
-        except Exception:
+        except Exception as error:
+            status, message = 1, in_few_lines(error, step)
             screen.log(traceback.format_exc())
-            raise
+            if screen.log_path is None:
+                traceback.print_exc()
+            else:
+                message += f"\nThe whole traceback is in {screen.log_path}"
         if message:
             screen.log(f"error: {message}")
     if message:
-        print(f"error: {message}", file=sys.stderr)
+        show_error(f"error: {message}")
     sys.exit(status)
 
 
@@ -151,7 +160,7 @@ def run(
             look = f"look closer: python -m research replay {shlex.quote(str(bundle))}"
             raise NonFiniteError(f"{error}; {look if bundle else go_on}") from error
         except StorageError as error:
-            raise StorageError(f"{error}; make room, then go on: {go_on}") from error
+            raise StorageError(f"{error}, then go on: {go_on}") from error
         done = int(state.step.numpy())
         screen.say(f"Stopped by {stop} after {done} of {total_steps} steps. Go on: {go_on}")
         return stop.exit_status

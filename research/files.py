@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,17 @@ _SEAL = "sha256"
 
 # The most that read_json reads, in bytes. A few kilobytes are usual.
 LARGEST_JSON = 16 << 20
+# What to do about an error of the operating system.
+_REMEDIES = {
+    os.strerror(number): remedy
+    for numbers, remedy in (
+        ((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room"),
+        ((errno.EMFILE, errno.ENFILE), "close files, or raise the limit (ulimit -n)"),
+        ((errno.ENOENT, errno.ENOTDIR, errno.ESTALE), "its folder has been moved or removed"),
+        ((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable"),
+    )
+    for number in numbers
+}
 
 
 @contextlib.contextmanager
@@ -75,9 +87,18 @@ def storage_errors(path: Path, *others: type[Exception]) -> Iterator[None]:
     except StorageError:
         raise
     except kinds as error:
-        number = getattr(error, "errno", None)
-        reason = os.strerror(number) if number else one_line(error)[:200]
-        raise StorageError(f"{path}: can't be written ({reason})") from error
+        reason = _reason(error)
+        remedy = _REMEDIES.get(reason, "see to it")
+        raise StorageError(f"{path}: can't be written ({reason}); {remedy}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The operating system's word for an error, which libraries put into their messages."""
+    if number := getattr(error, "errno", None):
+        return os.strerror(number)
+    message = one_line(error)
+    known = [word for word in map(os.strerror, errno.errorcode) if word in message]
+    return max(known, key=len, default=re.sub(r"\{\{.*?\}\}|\[Op:.*?\]", "", message)[:200].strip())
 
 
 def sync(path: Path) -> None:

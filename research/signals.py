@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1 as a request to stop soon, rather than an end at any point."""
+"""Signals that would end a program, as a request to stop soon."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# Ctrl-C, schedulers and shutdowns, schedulers' warnings, a terminal or connection that is lost,
+# and a limit on CPU time.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGXCPU)
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -24,7 +26,8 @@ class StopRequest:
 
     Python hears a signal between two calls into TensorFlow. Whoever trains looks at ``signal``
     after each of these, and stops where nothing is lost. What can as well be done again later,
-    such as an evaluation, is called through ``unless_stopped`` and left at once.
+    such as an evaluation, is called through ``unless_stopped`` and left at once. Where SIGHUP is
+    ignored, as under ``nohup``, it stays ignored.
 
     Attributes:
         signal: the first signal that came, or None.
@@ -70,7 +73,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         self._before: dict[signal.Signals, Any] = {
-            number: signal.signal(number, self._on_signal) for number in SIGNALS
+            number: signal.signal(number, self._on_signal)
+            for number in SIGNALS
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
         }
         return self
 

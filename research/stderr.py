@@ -1,4 +1,4 @@
-"""Keeps TensorFlow's start-up chatter off the screen, and in the log.
+"""Standard error: keeps TensorFlow's start-up chatter off the screen, and in the log.
 
 TensorFlow's C++ parts write to the file descriptor of standard error, past Python. So the
 descriptor itself is pointed at a file; what is no chatter, such as the output of ``tf.print``
@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Lines of TensorFlow's and absl's loggers, below the severity "fatal", and lines that go on
 # from one of them.
@@ -25,16 +26,33 @@ _CHATTER = re.compile(
     rb"|(INFO|WARNING):(absl|tensorflow)"
     rb"|WARNING: All log messages before absl"
     rb"|To enable the following instructions"
+    rb"|\s+\[\[\{\{(function_)?node "
 )
 _SECONDS_BETWEEN_LOOKS = 0.2
 _imported_with = b""
 
 
+def occupy_standard_descriptors() -> None:
+    """Opens the null device as each of the descriptors 0 to 2 that is closed.
+
+    The next file to be opened would otherwise get that number, and with it what is meant for the
+    screen.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
+def show_error(message: str) -> None:
+    """Writes a message to standard error, past Python's streams; does nothing where that fails."""
+    _write_all(2, message.encode("utf-8", "backslashreplace") + b"\n")
+
+
 class DivertedStderr:
     """While entered, standard error goes to a file, and to the screen only what is no chatter.
 
-    At first the file is a temporary one; ``continue_in`` moves on to a lasting one. Should the
-    process crash, TensorFlow's last words are in the file and Python's on the screen.
+    At first the file is in memory; ``continue_in`` moves on to a lasting one. Should the process
+    crash, TensorFlow's last words are in the file and Python's on the screen.
 
     Args:
         show: what to do with a line that is no chatter; None writes it where standard error
@@ -49,11 +67,9 @@ class DivertedStderr:
 
     def __enter__(self) -> DivertedStderr:
         _flush()
-        self._screen = _open_stderr()
-        handle, name = tempfile.mkstemp(prefix="research-", suffix=".log")
-        os.close(handle)
-        self._temporary: Path | None = Path(name)
-        self._open(self._temporary, _imported_with)
+        self._screen = os.dup(2)
+        with _scratch_file() as path:
+            self._open(path, _imported_with)
         os.dup2(self._file.fileno(), 2)
         self._reports_crashes = not faulthandler.is_enabled()
         if self._reports_crashes:
@@ -78,17 +94,15 @@ class DivertedStderr:
         _flush()
         with self._lock:
             self._read()
-            old = (self._file, self._own, self._reader, self._temporary)
-            self._open(path, old[3].read_bytes() if old[3] else b"")
-            self._temporary = None
+            file, own, reader = self._file, self._own, self._reader
+            reader.seek(0)
+            self._open(path, reader.read())
             os.dup2(self._file.fileno(), 2)
-            late = old[2].read()  # what has been written since it was copied
+            late = reader.read()  # what has been written since it was copied
             self._pending += late
             self._write_own(late)
-            for file in old[:3]:
-                file.close()
-            if old[3]:
-                old[3].unlink()
+            for old in (file, own, reader):
+                old.close()
 
     def write(self, line: str) -> None:
         """Adds a line to the file alone."""
@@ -108,8 +122,6 @@ class DivertedStderr:
     def _close(self) -> None:
         for file in (self._file, self._own, self._reader):
             file.close()
-        if self._temporary:
-            self._temporary.unlink()
 
     def _write_own(self, content: bytes) -> None:
         written = 0
@@ -149,8 +161,8 @@ def import_tensorflow_quietly() -> None:
     if "tensorflow" in sys.modules:
         return
     _flush()
-    with tempfile.TemporaryFile("w+b") as file:
-        screen = _open_stderr()
+    with _scratch_file() as path, path.open("r+b") as file:
+        screen = os.dup(2)
         os.dup2(file.fileno(), 2)
         # Keras would import it, in a sixth of the time, for keras.visualization's galleries; those
         # now say that it is missing.
@@ -175,7 +187,7 @@ def import_tensorflow_quietly() -> None:
 def silenced_stderr() -> Iterator[None]:
     """Loses what is written to the descriptor of standard error, whoever writes it."""
     _flush()
-    before = _open_stderr()
+    before = os.dup(2)
     try:
         with Path(os.devnull).open("wb") as null:
             os.dup2(null.fileno(), 2)
@@ -186,16 +198,26 @@ def silenced_stderr() -> Iterator[None]:
         os.close(before)
 
 
-def _open_stderr() -> int:
-    """A duplicate of standard error, or of the null device where it has been closed."""
+@contextlib.contextmanager
+def _scratch_file() -> Iterator[Path]:
+    """Yields the path of an empty file, which lasts as long as somebody has it open.
+
+    The file is in memory, so that no temporary directory is needed. Where the system has no such
+    files it is a temporary one, and where that can't be made either, the null device.
+    """
+    file: Any
     try:
-        return os.dup(2)
-    except OSError:
-        null = os.open(os.devnull, os.O_WRONLY)
-        if null != 2:
-            os.dup2(null, 2)
-            os.close(null)
-        return os.dup(2)
+        file = open(os.memfd_create("stderr"), "wb")  # noqa: PTH123, SIM115
+        path = Path(f"/proc/self/fd/{file.fileno()}")
+        path.open("rb").close()  # fails where /proc is not mounted
+    except (AttributeError, OSError):
+        try:
+            file = tempfile.NamedTemporaryFile(prefix="research-")  # noqa: SIM115
+        except OSError:
+            file = Path(os.devnull).open("wb")  # noqa: SIM115
+        path = Path(file.name)
+    with file:
+        yield path
 
 
 def _write_all(descriptor: int, content: bytes) -> None:
@@ -206,4 +228,5 @@ def _write_all(descriptor: int, content: bytes) -> None:
 
 def _flush() -> None:
     if sys.stderr is not None:
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # what can't be shown must not end what is trained
+            sys.stderr.flush()

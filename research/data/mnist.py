@@ -73,8 +73,10 @@ def load_mnist(say: Callable[[str], None] = lambda line: None) -> Dataset:
 
 def cache_path() -> Path:
     """Where Keras keeps MNIST, and so do we: ``datasets/mnist.npz`` under ``KERAS_HOME``."""
-    home = os.environ.get("KERAS_HOME")
-    return (Path(home) if home else Path.home() / ".keras") / "datasets" / "mnist.npz"
+    home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")  # noqa: PTH111
+    if home.startswith("~"):  # there is no home directory
+        home = "/tmp/.keras"
+    return Path(home) / "datasets" / "mnist.npz"
 
 
 def _verified(path: Path) -> Dataset:

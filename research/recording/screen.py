@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import select
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TextIO
 
 from research.files import storage_errors
 from research.stderr import DivertedStderr
@@ -23,13 +28,22 @@ SECONDS_BETWEEN_LINES = 20
 class Screen:
     """Prints to standard output, and keeps a copy of every line for the run's log.
 
-    While it is entered, standard error is diverted, see ``DivertedStderr``.
+    While it is entered, standard error is diverted, see ``DivertedStderr``, and nothing that
+    writes to ``sys.stdout`` or ``sys.stderr`` fails: a full disk, a terminal or a reader that is
+    gone must not end what is being trained. After a first failure the stream stays silent.
+
+    Attributes:
+        console: for what has colours, tables or a progress bar.
+        log_path: the log, once ``log_to`` has been called.
     """
 
     def __init__(self) -> None:
-        self.console = _Console(highlight=False, soft_wrap=True)
+        self._stdout = _Output(1)
+        self._streams = (_text(self._stdout, sys.stdout), _text(_Output(2), sys.stderr))
+        self.console = Console(highlight=False, soft_wrap=True, file=self._streams[0])
         both_shown = self.console.is_terminal and os.isatty(2)
         self._stderr = DivertedStderr(self._show_above_progress if both_shown else None)
+        self.log_path: Path | None = None
 
     def say(self, line: str) -> None:
         """Prints a line; above the progress bar, where there is one."""
@@ -40,27 +54,73 @@ class Screen:
         """Puts everything so far, and from now on, into a file."""
         with storage_errors(path):
             self._stderr.continue_in(path)
+        self.log_path = path
 
     def log(self, text: str) -> None:
         """Adds text to the log alone."""
         self._stderr.write(text)
+
+    def output_error(self) -> str:
+        """Why standard output has not been written in full; empty if it has been.
+
+        It is empty, too, where its reader has left, such as ``head``, which has what it wanted.
+        """
+        self._streams[0].flush()
+        error = self._stdout.error
+        if error is None or isinstance(error, BrokenPipeError):
+            return ""
+        return f"standard output can't be written ({error.strerror})"
 
     def _show_above_progress(self, line: bytes) -> None:
         self.console.print(Text(line.decode(errors="replace").rstrip("\n")))
 
     def __enter__(self) -> Screen:
         self._stderr.__enter__()
+        self._before = sys.stdout, sys.stderr
+        for stream in self._before:
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.flush()
+        sys.stdout, sys.stderr = self._streams
         return self
 
     def __exit__(self, *error: object) -> None:
+        for stream in self._streams:
+            stream.flush()
+        sys.stdout, sys.stderr = self._before
         self._stderr.__exit__(*error)
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Goes on in silence, instead of ending a training whose output nobody reads."""
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+class _Output(io.FileIO):
+    """A standard stream whose writing never fails.
+
+    Attributes:
+        error: the first failure, after which nothing more is written.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        while self.error is None:
+            try:
+                written: int | None = super().write(content)
+            except OSError as error:
+                self.error = error
+            else:
+                if written is not None:
+                    return written
+                select.select([], [self], [])  # another program has made it non-blocking
+        return len(content)
+
+
+def _text(output: _Output, like: TextIO | None) -> io.TextIOWrapper:
+    """A text stream, in the encoding of another, that shows what it can't encode as escapes."""
+    encoding = like.encoding if like is not None else None
+    return io.TextIOWrapper(
+        io.BufferedWriter(output), encoding, errors="backslashreplace", line_buffering=True
+    )
 
 
 class TrainingProgress:
