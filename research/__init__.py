@@ -6,14 +6,36 @@ that TensorFlow writes while it is imported off the screen, for the run's log.
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
 import time
 
 from research.processor import use_onednn
-from research.stderr import import_tensorflow_quietly, occupy_standard_descriptors
+from research.stderr import (
+    import_tensorflow_quietly,
+    occupy_standard_descriptors,
+    show_error,
+)
 
 # When the program began, as time.monotonic() counts, but for the start of Python itself.
 BEGUN = time.monotonic()
 
+
+def _choose_temporary_directory() -> None:
+    """TensorFlow can't be imported without one: where the usual ones fail, takes memory."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        if not os.access("/dev/shm", os.W_OK):
+            show_error(
+                "error: no temporary directory can be written to; set TMPDIR to one that can"
+            )
+            sys.exit(2)
+        tempfile.tempdir = "/dev/shm"
+
+
 occupy_standard_descriptors()  # before any file is opened
+_choose_temporary_directory()
 use_onednn()
 import_tensorflow_quietly()

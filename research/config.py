@@ -346,6 +346,9 @@ def _unboxed(box: str) -> str:
     lines = [line.strip("│| ") for line in box.splitlines() if line[:1] in ("│", "|")]
     message, *rest = re.split(r" ?(?:─{3,}|-{3,}) ?", " ".join(lines))
     message = re.sub(r"^Error parsing (?:[A-Z]\w*: )?", "", message).rstrip(". ")
-    similar = re.match(r"Perhaps you meant: (\S+)", rest[0]) if rest else None
-    hint = f"did you mean {similar[1]}? " if similar else ""
+    hint = ""
+    if similar := re.match(r"Perhaps you meant: (\S+)", "".join(rest[:1])):
+        hint = f"did you mean {similar[1]}? "
+    elif verbs := re.match(r"Available subcommands: (.*)", "".join(rest[:1])):
+        hint = f"the verbs are {verbs[1]}; "
     return f"{message} ({hint}--help explains the options)"

@@ -16,7 +16,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 # Lines of TensorFlow's and absl's loggers, below the severity "fatal", and lines that go on
 # from one of them.
@@ -51,8 +50,8 @@ def show_error(message: str) -> None:
 class DivertedStderr:
     """While entered, standard error goes to a file, and to the screen only what is no chatter.
 
-    At first the file is in memory; ``continue_in`` moves on to a lasting one. Should the process
-    crash, TensorFlow's last words are in the file and Python's on the screen.
+    At first the file is a temporary one; ``continue_in`` moves on to a lasting one. Should the
+    process crash, TensorFlow's last words are in the file and Python's on the screen.
 
     Args:
         show: what to do with a line that is no chatter; None writes it where standard error
@@ -68,8 +67,8 @@ class DivertedStderr:
     def __enter__(self) -> DivertedStderr:
         _flush()
         self._screen = os.dup(2)
-        with _scratch_file() as path:
-            self._open(path, _imported_with)
+        with tempfile.NamedTemporaryFile(prefix="research-") as file:  # which outlasts its name
+            self._open(Path(file.name), _imported_with)
         os.dup2(self._file.fileno(), 2)
         self._reports_crashes = not faulthandler.is_enabled()
         if self._reports_crashes:
@@ -161,7 +160,7 @@ def import_tensorflow_quietly() -> None:
     if "tensorflow" in sys.modules:
         return
     _flush()
-    with _scratch_file() as path, path.open("r+b") as file:
+    with tempfile.TemporaryFile("w+b") as file:
         screen = os.dup(2)
         os.dup2(file.fileno(), 2)
         # Keras would import it, in a sixth of the time, for keras.visualization's galleries; those
@@ -196,28 +195,6 @@ def silenced_stderr() -> Iterator[None]:
         _flush()
         os.dup2(before, 2)
         os.close(before)
-
-
-@contextlib.contextmanager
-def _scratch_file() -> Iterator[Path]:
-    """Yields the path of an empty file, which lasts as long as somebody has it open.
-
-    The file is in memory, so that no temporary directory is needed. Where the system has no such
-    files it is a temporary one, and where that can't be made either, the null device.
-    """
-    file: Any
-    try:
-        file = open(os.memfd_create("stderr"), "wb")  # noqa: PTH123, SIM115
-        path = Path(f"/proc/self/fd/{file.fileno()}")
-        path.open("rb").close()  # fails where /proc is not mounted
-    except (AttributeError, OSError):
-        try:
-            file = tempfile.NamedTemporaryFile(prefix="research-")  # noqa: SIM115
-        except OSError:
-            file = Path(os.devnull).open("wb")  # noqa: SIM115
-        path = Path(file.name)
-    with file:
-        yield path
 
 
 def _write_all(descriptor: int, content: bytes) -> None:
