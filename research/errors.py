@@ -18,7 +18,7 @@ _FRAME = re.compile(r'^ *File "(?P<file>.+)", line (?P<line>\d+), in (?P<functio
 _MACHINERY = re.compile(
     r'^ *File ".+", line \d+, in .*\n.*\n'
     r"|^(in user code:|Graph execution error:|Detected at node .*|<stack traces unavailable>)$"
-    r"|\{\{(function_)?node .*?\}\}|^.*\[\[\{\{node .*|\[Op:\w+\]"
+    r"|\{\{(function_)?node .*?\}\}|^.*\[\[\{\{node .*|\[Op:\w+\]( name:.*)?"
     r"|^Traceback \(most recent.*|^[ ~^]+$",
     re.M,
 )
@@ -71,9 +71,9 @@ def in_few_lines(error: BaseException, step: Callable[..., Any]) -> str:
             function += " (--eager shows the line)"
     where = f"{file}, line {line}, in {function}\n    {linecache.getline(file, int(line)).strip()}"
     said = [line.strip() for line in _MACHINERY.sub("", str(error)).splitlines()]
-    said = [line for line in said if line][:_MOST_LINES]
+    said = [line for line in dict.fromkeys(said) if line][:_MOST_LINES]
     kind = type(error).__name__
-    if not said or not said[0].startswith(f"{kind}: "):
+    if not said or not said[0].startswith(f"{kind}:"):
         said[:1] = [f"{kind}: {said[0]}" if said else kind]
     return "\n".join([where, *said])
 

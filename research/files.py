@@ -88,7 +88,7 @@ def storage_errors(path: Path, *others: type[Exception]) -> Iterator[None]:
         raise
     except kinds as error:
         reason = _reason(error)
-        remedy = _REMEDIES.get(reason, "see to it")
+        remedy = _REMEDIES.get(reason, "correct that")
         raise StorageError(f"{path}: can't be written ({reason}); {remedy}") from error
 
 
@@ -98,7 +98,7 @@ def _reason(error: Exception) -> str:
         return os.strerror(number)
     message = one_line(error)
     known = [word for word in map(os.strerror, errno.errorcode) if word in message]
-    return max(known, key=len, default=re.sub(r"\{\{.*?\}\}|\[Op:.*?\]", "", message)[:200].strip())
+    return max(known, key=len, default=re.sub(r"\{\{.*?\}\}|\[Op:.*", "", message)[:200].strip())
 
 
 def sync(path: Path) -> None:
