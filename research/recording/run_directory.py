@@ -46,7 +46,9 @@ class RunDirectory:
         with contextlib.suppress(OSError):
             if os.path.samestat(self._path.stat(), os.fstat(self._descriptor)):
                 return self._path
-        raise StorageError(f"{self._path}: it has been moved or replaced during the run")
+        raise StorageError(
+            f"{self._path}: it has been moved or replaced during the run; put it back"
+        )
 
     def __enter__(self) -> RunDirectory:
         return self
