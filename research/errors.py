@@ -64,7 +64,8 @@ def in_few_lines(error: BaseException, step: Callable[..., Any]) -> str:
     code = getattr(step, "__code__", None)
     training = any(frame["file"] == str(_HERE / "training" / "train.py") for frame in frames)
     if own or not training or not isinstance(code, CodeType):
-        file, line, function = (own or frames)[-1].group("file", "line", "function")
+        shown = own or [frame for frame in frames if not frame["file"].startswith("<")]
+        file, line, function = shown[-1].group("file", "line", "function")
     else:
         file, line, function = code.co_filename, str(code.co_firstlineno), code.co_name
         if "Graph execution error" in str(error):
