@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 import zipfile
 from collections.abc import Callable
@@ -119,6 +120,14 @@ def npz_with_plain_member(folder: Path) -> Path:
     return path
 
 
+def fifo(name: str) -> MakeFile:
+    def make(folder: Path) -> Path:
+        os.mkfifo(folder / name)
+        return folder / name
+
+    return make
+
+
 def truncated_npz(folder: Path) -> Path:
     path = npz()(folder)
     path.write_bytes(path.read_bytes()[:-500])
@@ -175,7 +184,8 @@ def recompressed(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
         (npz(y_train=np.array([{}] * 20, object)), ["bad.npz"]),
         (truncated_npz, ["bad.npz", "download it again"]),
         (npy, ["bad.npz", "download it again"]),
-        (npz_with_plain_member, ["bad.npz", "download it again"]),
+        (fifo("bad.npz"), ["bad.npz", "can't be read (it is a FIFO"]),
+        (npz_with_plain_member, ["bad.npz", "no array x_train"]),
         (
             idx_folder("train-labels-idx1-ubyte", recompressed(lambda content: b"\0\0\x08\x7f")),
             ["train-labels-idx1-ubyte.gz", "127 dimensions"],
@@ -307,7 +317,9 @@ def test_predict(tmp_path: Path, run_here: RunHere, dataset: Dataset) -> None:
     MnistCNN(8).stock_twin().save(tmp_path / "mnist.h5")
     Image.fromarray(dataset.test.images[0, ..., 0]).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"no image")
+    os.mkfifo(tmp_path / "fifo.png")
     model, good, bad = (str(tmp_path / name) for name in ("mnist.h5", "good.png", "bad.png"))
+    assert "it is a FIFO" in complaint(run_here("research", "predict", model, "fifo.png"))
     assert "bad.png" in complaint(run_here("research", "predict", model, bad))
     assert "good.png" in complaint(run_here("research", "predict", good, good))
     assert "no image" in complaint(run_here("research", "predict", model))
