@@ -7,10 +7,20 @@ import warnings
 from pathlib import Path
 
 from research.errors import InputError, one_line
+from research.files import open_regular
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# The formats that are read. Others may start programs: Pillow hands EPS to Ghostscript.
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+
+# A larger image is refused before it is decoded.
+MOST_PIXELS = 50_000_000
+
+# A longer side is reduced to about this length before the image becomes floating-point.
+LONGEST_SIDE = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +37,7 @@ class Digit:
 
 
 def read_digit(path: Path) -> Digit:
-    """Reads an image file of any size, mode and format that Pillow knows.
+    """Reads an image file of any mode, in one of ``FORMATS``, of at most ``MOST_PIXELS``.
 
     Dark ink on a light background is recognised by the border and inverted. An image of 28x28
     is otherwise taken as it is; any other is prepared as LeCun et al. describe for MNIST: the
@@ -35,7 +45,7 @@ def read_digit(path: Path) -> Digit:
     the middle of 28x28.
 
     Raises:
-        InputError: if there is no such file, it is no image, or it shows nothing.
+        InputError: if there is no such file, it is no such image, is too large, or shows nothing.
     """
     grey = _greyscale(path)
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
@@ -50,42 +60,55 @@ def read_digit(path: Path) -> Digit:
 
 
 def _greyscale(path: Path) -> npt.NDArray[np.float64]:
-    """The image's brightness, [height, width], 0 to 255."""
+    """The image's brightness, [height, width], 0 to 255, sides of at most 2 ``LONGEST_SIDE``."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), open_regular(path) as file:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
-                grey = _brightness(ImageOps.exif_transpose(file))
+            with Image.open(file, formats=FORMATS) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise Image.DecompressionBombError
+                ImageOps.exif_transpose(image, in_place=True)
+                grey = _brightness(image)
         if not np.isfinite(grey).all():
             raise ValueError("it holds NaN or infinity")
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; give an image file") from error
-    except Exception as error:  # Pillow's readers raise errors of many kinds for a damaged file
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
-            f"{path}: not an image that can be read ({one_line(error)}); give a PNG, "
-            "JPEG or another common image file"
+            f"{path}: the image has more than {MOST_PIXELS} pixels; scale it down"
+        ) from error
+    except Exception as error:  # Pillow's readers raise errors of many kinds for a damaged file
+        reason = getattr(error, "strerror", None) or one_line(error)
+        if isinstance(error, UnidentifiedImageError):
+            reason = "it has another format, or is damaged"
+        raise InputError(
+            f"{path}: not an image that can be read ({reason}); give a file in one of the formats "
+            f"{', '.join(FORMATS)}"
         ) from error
     return grey
 
 
 def _brightness(image: Image.Image) -> npt.NDArray[np.float64]:
     """The brightness of an image of any mode, [height, width], 0 to 255."""
+    # Floating-point copies of a large image take gigabytes: reduce it first.
+    factor = max(1, max(image.size) // LONGEST_SIDE)
     if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, np.float64)
+        values = np.asarray(image)
         if image.mode.startswith("I;16") or values.max() > 255:
-            values = values / 257  # 65535 is white
-        elif image.mode == "F" and values.max() <= 1:
-            values = values * 255
-        return np.clip(values, 0, 255)
+            scale = 1 / 257  # 65535 is white
+        else:
+            scale = 255.0 if image.mode == "F" and values.max() <= 1 else 1.0
+        reduced = Image.fromarray(values.astype(np.float32, copy=False)).reduce(factor)
+        return np.clip(np.asarray(reduced, np.float64) * scale, 0, 255)
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        colour = np.asarray(image.convert("RGBA"), np.float64)
+        colour = np.asarray(image.convert("RGBA").reduce(factor), np.float64)
         alpha = colour[..., 3] / 255
         brightness = colour[..., :3] @ (0.299, 0.587, 0.114)
         # What shows through is taken to be the opposite of the ink.
         ink = np.average(brightness, weights=alpha) if alpha.any() else 0.0
         behind = 255.0 if ink < 127.5 and alpha.min() < 1 else 0.0
         return np.asarray(brightness * alpha + behind * (1 - alpha))
-    return np.asarray(image.convert("L"), np.float64)
+    return np.asarray(image.convert("L").reduce(factor), np.float64)
 
 
 def _centred(grey: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from research.errors import InputError
+from research.results import images
 from research.results.images import read_digit
 
 import numpy as np
@@ -88,6 +90,13 @@ def test_ink_on_a_transparent_ground_is_seen(ink: int, tmp_path: Path) -> None:
         (b"", "not an image"),
         (b"not an image at all", "not an image"),
         (b"\x89PNG\r\n\x1a\n" + bytes(50), "not an image"),
+        # Pillow knows these formats, and would start Ghostscript for the first.
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 28 28\n%%EndComments\n",
+            "one of the format",
+        ),
+        (b"P7\nWIDTH 1\nHEIGHT 1\n", "one of the formats PNG, JPEG, GIF, BMP, TIFF, WEBP, PPM"),
+        (b"SIMPLE  =                    T", "one of the formats"),
     ],
 )
 def test_what_is_no_image_is_refused(content: bytes | None, message: str, tmp_path: Path) -> None:
@@ -104,6 +113,47 @@ def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     pixels[10:20, 10:20] = np.nan
     with pytest.raises(InputError, match="NaN"):
         read_digit_of(Image.fromarray(pixels), tmp_path / "nan.tiff")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_large_image_is_reduced_before_it_becomes_floating_point(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = drawing((2400, 1800))
+    expected = read_digit_of(image.reduce(2), tmp_path / "expected.png").pixels
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    else:
+        image = image.convert(mode, dither=Image.Dither.NONE)
+    image.save(tmp_path / "image.tiff")
+    largest = 0
+    centre_by_mass = images._centred
+
+    def centred(grey: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        nonlocal largest
+        largest = grey.size
+        return centre_by_mass(grey)
+
+    monkeypatch.setattr(images, "_centred", centred)
+    pixels = read_digit(tmp_path / "image.tiff").pixels
+    assert largest <= 4 * images.LONGEST_SIDE**2
+    np.testing.assert_allclose(pixels.astype(int), expected.astype(int), atol=8)
+
+
+@pytest.mark.parametrize("pixels", [images.MOST_PIXELS + 1, 100_000_000, 1_000_000_000])
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
+    pixels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "huge.pgm").write_bytes(b"P5 %d 1 255\n" % pixels)
+    monkeypatch.setattr(Image.Image, "load", None)
+    with pytest.raises(InputError, match=r"huge\.pgm: .* more than 50000000 pixels; scale it down"):
+        read_digit(tmp_path / "huge.pgm")
+
+
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.png")
+    with pytest.raises(InputError, match=r"fifo\.png: .*it is a FIFO"):
+        read_digit(tmp_path / "fifo.png")
 
 
 def test_a_blank_image_is_refused(tmp_path: Path) -> None:
