@@ -38,8 +38,9 @@ def main() -> None:
             status, message = 2, str(error)
         except StorageError as error:
             status, message = 1, str(error)
-        except SystemExit as stop:  # --help has been printed
-            status = int(stop.code or 0)
+        except SystemExit as stop:
+            if stop.code:
+                raise
         except KeyboardInterrupt:
             status = 130
         if not status and (message := screen.output_error()):

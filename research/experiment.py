@@ -68,7 +68,10 @@ def main(
             status, message = 2, str(error)
         except (NonFiniteError, StorageError) as error:
             status, message = 1, str(error)
-        except SystemExit:  # --help has been printed
+        except SystemExit as stop:
+            if stop.code:
+                raise
+            # --help has been printed.
             message = screen.output_error()
             status = 1 if message else 0
         except KeyboardInterrupt:

@@ -28,7 +28,7 @@ _REMEDIES = {
     for numbers, remedy in (
         ((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room"),
         ((errno.EMFILE, errno.ENFILE), "close files, or raise the limit (ulimit -n)"),
-        ((errno.ENOENT, errno.ENOTDIR, errno.ESTALE), "its folder has been moved or removed"),
+        ((errno.ENOENT, errno.ENOTDIR, errno.ESTALE), "put its folder back where it was"),
         ((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable"),
     )
     for number in numbers

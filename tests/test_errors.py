@@ -135,7 +135,7 @@ def in_tensorflow(path: Path) -> None:
         (OSError(errno.EDQUOT, "x"), "(Disk quota exceeded); make room"),
         (OSError(errno.EFBIG, "x"), "(File too large); make room"),
         (OSError(errno.EMFILE, "x"), "(Too many open files); close files, or raise the limit"),
-        (OSError(errno.ENOENT, "x"), "(No such file or directory); its folder has been moved or"),
+        (OSError(errno.ENOENT, "x"), "(No such file or directory); put its folder back"),
         (OSError(errno.EROFS, "x"), "(Read-only file system); make it writable"),
         (OSError(errno.EIO, "x"), "(Input/output error); correct that"),
         (OSError("write failed: 'No space left on device'"), "(No space left on device); make"),
@@ -169,7 +169,7 @@ def test_tensorflows_own_errors_say_no_more_than_the_reason(tmp_path: Path) -> N
     assert str(caught.value) in {
         f"{tmp_path}: can't be written ({os.strerror(number)}); {remedy}"
         for number, remedy in (
-            (errno.ENOTDIR, "its folder has been moved or removed"),
+            (errno.ENOTDIR, "put its folder back where it was"),
             (errno.EEXIST, "correct that"),
         )
     }

@@ -73,9 +73,10 @@ def load_mnist(say: Callable[[str], None] = lambda line: None) -> Dataset:
 
 def cache_path() -> Path:
     """Where Keras keeps MNIST, and so do we: ``datasets/mnist.npz`` under ``KERAS_HOME``."""
-    home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")  # noqa: PTH111
-    if home.startswith("~"):  # there is no home directory
-        home = "/tmp/.keras"
+    home = os.environ.get("KERAS_HOME")
+    if not home:
+        user = os.path.expanduser("~")  # noqa: PTH111
+        home = ("/tmp" if user == "~" else user) + "/.keras"  # like Keras, without a home in /tmp
     return Path(home) / "datasets" / "mnist.npz"
 
 
