@@ -19,7 +19,7 @@ from research.training.train import train
 
 import numpy as np
 import pytest
-from conftest import EXPERIMENTS, RunHere, make_split, run_python
+from conftest import EXPERIMENTS, RunHere, make_split, run_python, skip_if_onednn_aborts
 from PIL import Image
 
 
@@ -134,6 +134,7 @@ def test_what_a_step_prints_is_seen(data_file: Path, tmp_path: Path) -> None:
 def test_other_ways_to_run(
     options: tuple[str, str], dataset: Dataset, data_file: Path, tmp_path: Path
 ) -> None:
+    skip_if_onednn_aborts(options[1])
     # In a process of its own: in one process TensorFlow confuses the reductions of two mirrored
     # strategies whose networks differ in size.
     command = (EXPERIMENTS / "mnist_cnn.py", "--data", data_file, "--epochs", "1", *options)
@@ -148,6 +149,7 @@ def test_other_ways_to_run(
 def test_it_says_where_bfloat16_is_emulated(
     in_hardware: bool, data_file: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    skip_if_onednn_aborts("mixed_bfloat16")
     monkeypatch.setattr("research.training.strategy.has_bfloat16", lambda: in_hardware)
     options = ("--precision", "mixed_bfloat16", "--epochs", "1", "--examples", "50")
     result = run_here(EXPERIMENTS / "mnist_cnn.py", "--data", data_file, *options)
