@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 from research.config import parse_errors_in_one_line, require_working_directory
@@ -27,11 +28,15 @@ def main() -> None:
     with Screen() as screen:
         try:
             with parse_errors_in_one_line():
+                words, options = divide(sys.argv[1:])
                 verb: Evaluate | Predict | Verify | Replay | Bench | Board = tyro.cli(
                     Evaluate | Predict | Verify | Replay | Bench | Board,
+                    args=words,
                     prog="python -m research",
                     description="Work on an experiment, or on what it has trained.",
                 )
+                if isinstance(verb, Verify):
+                    verb = dataclasses.replace(verb, options=options)
             require_working_directory()
             status = 1 if verb.run(screen) is False else 0
         except (InputError, NonFiniteError) as error:
@@ -48,6 +53,14 @@ def main() -> None:
     if message:
         show_error(f"error: {message}")
     sys.exit(status)
+
+
+def divide(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The words for a verb, and those behind ``--``, which ``verify`` hands to the experiment."""
+    if words[:1] != ["verify"] or "--" not in words:
+        return words, ()
+    place = words.index("--")
+    return words[:place], tuple(words[place + 1 :])
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from research.recording.checkpoints import checkpoint_paths, read_checkpoint, st
 from research.results.evaluation import validate
 from research.results.export import load_h5
 from research.tools.load_experiment import load_experiment
-from research.tools.verify import Program, left_by
+from research.tools.verify_kills import Program, left_by
 from research.training.schedules import LearningRate
 
 import numpy as np

@@ -1,0 +1,288 @@
+"""The checks of ``verify`` that take place within one process: is a step sound?"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from research.config import Config, parse
+from research.data.batches import steps_of_epochs, steps_per_epoch
+from research.data.dataset import Split, hold_out
+from research.errors import InputError, one_line
+from research.tools.check import Check, counted
+from research.tools.load_experiment import load_experiment
+from research.training.strategy import make_strategy
+from research.training.train import INPUT_SECONDS, Unreported, train
+
+import numpy as np
+import numpy.typing as npt
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+STEPS = 16  # with the usual 200 examples in batches of 16, an epoch has 13 of them
+FIXED_BATCH_STEPS = 40
+
+KEEP = "make it in build, and hand it over in State.extra"
+FROZEN = (
+    "Python's or NumPy's random numbers, or other Python values, are frozen when the step is "
+    "traced; use state.random_seed, state.step and variables"
+)
+
+
+def step_is_sound(
+    experiment: Path, arguments: Sequence[str], split: Split, say: Callable[[str], None]
+) -> Iterator[Check]:
+    """Trains an experiment for a few steps in several ways, and compares what comes out.
+
+    Args:
+        experiment: its file.
+        arguments: its command line, which makes it small.
+        split: the training set, before examples are held out.
+        say: is given a line about each check.
+
+    Yields:
+        The checks; those that can't be made after one has failed are left out.
+
+    Raises:
+        InputError: if the experiment's Config or ``build`` refuses the arguments.
+    """
+    checks = _checks(functools.partial(Trial, experiment, arguments, split))
+    while True:
+        try:
+            check = next(checks)
+        except StopIteration:
+            return
+        except InputError:
+            raise
+        except Exception as error:  # a step may fail in any way
+            cause = "" if "tf.Variable" not in str(error) else f"it makes a variable; {KEEP}: "
+            check = Check("it runs", False, cause + one_line(error)[-300:])
+        say(f"{'holds' if check.holds else 'FAILS'}  {check.name}")
+        yield check
+
+
+class Outcome(NamedTuple):
+    """What one step has returned, and the values of all variables after it, by name."""
+
+    returned: Arrays
+    variables: Arrays
+
+
+class Trial:
+    """An experiment loaded afresh and built small, so that nothing is left of an earlier one.
+
+    Args:
+        experiment, arguments, split: see ``step_is_sound``.
+        one_batch: train on the same batch in each step.
+    """
+
+    def __init__(
+        self, experiment: Path, arguments: Sequence[str], split: Split, *, one_batch: bool = False
+    ) -> None:
+        config_type, build, self.step = load_experiment(experiment)
+        config: Config = parse(config_type, arguments)
+        if one_batch:
+            config = dataclasses.replace(config, examples=config.holdout + config.batch_size)
+        split = split.first(config.examples or len(split))
+        if config.holdout:
+            split, _ = hold_out(split, config.holdout, config.seed)
+        least = FIXED_BATCH_STEPS if one_batch else STEPS
+        # Never fewer epochs: a warm-up, for instance, may not be longer than the training.
+        epochs = max(config.epochs, least / steps_per_epoch(len(split), config.batch_size))
+        self.config, self.split = dataclasses.replace(config, epochs=epochs), split
+        total = steps_of_epochs(epochs, len(split), config.batch_size)
+        with make_strategy(config.strategy, config.batch_size).scope():
+            self.state = build(self.config, total)
+        self.traces = 0
+        self.history: Arrays = {}
+
+    def _counted(self, *arguments: Any) -> dict[str, Any]:
+        self.traces += 1
+        return self.step(*arguments)
+
+    def reports(self, **options: Any) -> Iterator[Any]:
+        """What ``train`` yields, of the epochs and batches that ``build`` has been told of."""
+        epochs, batch_size = self.config.epochs, self.config.batch_size
+        chosen = {"epochs": epochs, "batch_size": batch_size, "report_every": 1000} | options
+        return train(self.state, self._counted, self.split, **chosen)
+
+    def train(self, until: int, **options: Any) -> Arrays:
+        """Trains; returns all variables. The history of the last reports is kept."""
+        self.history = {}
+        for report in self.reports(until=until, **options):
+            for name, row in report.history.items():
+                self.history[name] = np.concatenate([self.history.get(name, row[:0]), row])
+        return self.state.values()
+
+    def step_by_step(self, starts: Iterable[Arrays] = (), **options: Any) -> Iterator[Outcome]:
+        """What comes out of each step, one by one; each begins with its own of ``starts``."""
+        reports = self.reports(until=STEPS, report_every=1, steps_per_call=1, **options)
+        for start in itertools.islice(itertools.chain(starts, itertools.repeat(None)), STEPS):
+            if start is not None:
+                self.state.assign(start.values())
+            report = next(reports)
+            returned = {k: v for k, v in report.history.items() if k != INPUT_SECONDS}
+            looked_at = {k: np.asarray(v) for k, v in report.last_step.items()}
+            yield Outcome(returned | looked_at, self.state.values())
+
+
+def _checks(trial: Callable[..., Trial]) -> Iterator[Check]:
+    """The checks themselves; ``trial`` makes a Trial."""
+    first = trial()
+    before = first.state.values()
+    reference = first.train(STEPS)
+    found = f"{counted(first.traces, 'trace')} in {STEPS} steps on batches of two sizes"
+    yield Check("traced once", first.traces == 1, found)
+
+    trainable = {v.path for v in first.state.model.trainable_variables}
+    changing = [name for name in before if name.split("/", 2)[-1] in trainable]
+    still = [name for name in changing if np.array_equal(reference[name], before[name])]
+    found = f"these do not: {', '.join(still)}" if still else f"{len(changing)} of them"
+    yield Check("every weight changes", not still, found)
+
+    compiled = trial()
+    starts = [compiled.state.values()]
+    outcomes = list(compiled.step_by_step())
+    starts += [outcome.variables for outcome in outcomes[:-1]]
+    if compiled.state.strategy.num_replicas_in_sync > 1:  # eager replicas wait for each other
+        yield Check("compiled equals eager", True, "not tried on several replicas")
+    else:
+        found = _differs_from_eager(starts, outcomes, trial(), trial())
+        yield Check("compiled equals eager", not found, found)
+
+    alike = _equal(reference, outcomes[-1].variables)
+    same = alike or _equal(reference, trial().train(STEPS))
+    found = "it draws random numbers that state.random_seed does not decide"
+    yield Check("gives the same bits again", same, "" if same else found)
+    if not same:
+        return  # nothing can be told by comparing bits
+
+    found = "it depends on Python values that change between two calls"
+    yield Check("independent of steps per call", alike, "" if alike else found)
+
+    half, rest = trial(), trial()
+    rest.state.assign(half.train(STEPS // 2).values())
+    same = _equal(reference, rest.train(STEPS, unreported=Unreported(half.history, 1.0)))
+    found = f"something that changes is kept outside the state, and lost; {KEEP}"
+    yield Check("resumed equals uninterrupted", same, "" if same else found)
+
+    fixed = trial(one_batch=True)
+    fixed.train(FIXED_BATCH_STEPS)
+    losses = fixed.history.get("loss")
+    if losses is None:
+        yield Check("loss falls on a fixed batch", False, "the step returns no 'loss'")
+    else:
+        start, end = float(losses[:4].mean()), float(losses[-4:].mean())
+        found = f"from {start:.3g} to {end:.3g} in {FIXED_BATCH_STEPS} steps"
+        yield Check("loss falls on a fixed batch", end < start, found)
+
+
+def _equal(a: Arrays, b: Arrays) -> bool:
+    # By position: Keras numbers its names when several models are built in a process.
+    pairs = zip(a.values(), b.values(), strict=True)
+    return all(np.array_equal(x, y, equal_nan=True) for x, y in pairs)
+
+
+# --- Compiled and eager ---------------------------------------------------------------------------
+
+
+def _differs_from_eager(
+    starts: Sequence[Arrays], compiled: Sequence[Outcome], eager: Trial, control: Trial
+) -> str:
+    """How eager steps differ from compiled ones, each step from the same state; "" if they don't.
+
+    They may differ by rounding, since their sums are in another order: each array by 1e-5 of the
+    Euclidean norm of its values (of a variable, of its change), or by ten times what it differs
+    by at most after weights have been changed by 1e-6 of their own. The latter counts where
+    rounding is all there is to an array, as to the gradient of a bias before a normalization.
+
+    Args:
+        starts: the state before each step.
+        compiled: what comes out of the compiled steps.
+        eager: will run eagerly.
+        control: will run compiled, from the states with other last bits.
+    """
+    rng = np.random.default_rng(0)
+    changed = [_with_other_last_bits(start, control.state.model, rng) for start in starts]
+    rounding: dict[str, float] = {}
+    for outcome, other in zip(compiled, control.step_by_step(changed), strict=True):
+        for name, _, distance in _distances(outcome, other):
+            rounding[name] = max(rounding.get(name, 0.0), distance)
+    seen = [_python_values(eager)]
+    steps = eager.step_by_step(starts, compiled=False)
+    for number, (start, one, other) in enumerate(zip(starts, compiled, steps, strict=True), 1):
+        for name, value, distance in _distances(one, other):
+            moved = value - start[name] if name in start else value
+            if distance > 1e-5 * np.linalg.norm(moved) + 10 * rounding[name]:
+                return f"{name} differs at step {number}: {FROZEN}"
+        seen.append(_python_values(eager))
+    for name in seen[-1]:
+        values = [values.get(name) for values in seen[1:]]
+        if all(a != b for a, b in itertools.pairwise(values)):
+            return f"each call changes the Python value {name}, but compiled steps don't: {FROZEN}"
+    return ""
+
+
+def _with_other_last_bits(values: Arrays, model: Any, rng: np.random.Generator) -> Arrays:
+    """The values of a state whose model's weights differ by a millionth, in float16 by 1%."""
+    size = 1e-6 if model.compute_dtype == "float32" else 1e-2
+    return {
+        name: (value * (1 + rng.uniform(-size, size, value.shape))).astype(value.dtype)
+        if name.startswith("model/") and value.dtype.kind == "f"
+        else value
+        for name, value in values.items()
+    }
+
+
+def _distances(
+    one: Outcome, other: Outcome
+) -> Iterator[tuple[str, npt.NDArray[np.float64], float]]:
+    """For each array its name, its values in ``one``, and how far those in ``other`` are away."""
+    nothing = np.empty([0])
+    pairs = [
+        (name, one.returned.get(name, nothing), other.returned.get(name, nothing))
+        for name in one.returned | other.returned
+    ]
+    pairs += [
+        (name, one.variables[name], theirs)
+        for name, theirs in zip(one.variables, other.variables.values(), strict=True)
+    ]
+    for name, a, b in pairs:
+        if a.shape != b.shape:
+            yield name, np.asarray(a, np.float64), np.inf
+        else:
+            differ = a != b  # infinity minus infinity is no distance
+            distance = np.linalg.norm(a[differ].astype(float) - b[differ].astype(float))
+            yield name, np.asarray(a, np.float64), float(distance)
+
+
+def _python_values(trial: Trial) -> dict[str, Any]:
+    """What the experiment's file, its step and its layers keep in Python values, by name."""
+    step, model = trial.step, trial.state.model
+    names = getattr(step, "__globals__", {})
+    holders = {"": names, "step.": getattr(step, "__dict__", {}), "model.": vars(model)}
+    holders |= {f"{layer.name}.": vars(layer) for layer in model.layers}
+    return {
+        prefix + name: _plain(value, names.get("__name__"))
+        for prefix, holder in holders.items()
+        for name, value in list(holder.items())
+        if not name.startswith("__")
+    }
+
+
+def _plain(value: Any, module: str | None, depth: int = 4) -> Any:
+    """The numbers and strings in a value, and in objects of the experiment's own classes."""
+    if isinstance(value, bool | int | float | str | itertools.count):
+        return repr(value)
+    kind = value if isinstance(value, type) else type(value)
+    if kind.__module__ == module and hasattr(value, "__dict__"):
+        value = dict(vars(value))
+    if isinstance(value, dict):
+        value = list(value.items())
+    if isinstance(value, list | tuple | set | frozenset) and depth:
+        return [_plain(item, module, depth - 1) for item in value]
+    return None
