@@ -34,7 +34,7 @@ from research.training.schedules import LearningRate
 
 import numpy as np
 import pytest
-from conftest import EXPERIMENTS, RunHere, begun, make_state, run_python
+from conftest import EXPERIMENTS, RunHere, begun, make_state
 
 EXPERIMENT = EXPERIMENTS / "mnist_cnn.py"
 # Those of the finished run.
@@ -66,17 +66,6 @@ def cut_off(run: Path) -> Path:
         (run / name).unlink()
     checkpoint_paths(run / "checkpoints")[0].unlink()
     return run
-
-
-def test_killed_at_random_moments_it_ends_as_if_uninterrupted(
-    data_file: Path, tmp_path: Path
-) -> None:
-    verify = ("-m", "research", "verify", "--only-kills", "--json", "--data", data_file)
-    result = run_python(*verify, "--kills", "5", "--stops", "2", cwd=tmp_path)
-    assert result.returncode == 0, result.stdout + result.stderr
-    (check,) = json.loads(result.stdout)
-    assert check["holds"], check
-    assert check["found"].startswith("5 killed, 2 stopped")
 
 
 def test_a_finished_run_says_so_and_can_be_given_more_epochs(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import tempfile
 from pathlib import Path
@@ -100,17 +99,16 @@ class Verify:
     def _to_be_killed(self, config: Config, given: list[str]) -> list[str]:
         """Arguments for a run in which much happens within a few seconds, or at full size."""
         if self.full:
-            small, epochs = {"examples": 5000 + config.holdout}, 1
-        else:
-            small = smaller(config, batch_size=32) | {"log_every": 4, "checkpoint_every": 5}
-            epochs = 3
-        return with_options(given, small, shorter(config, epochs))
+            small = {"examples": 5000.0 + config.holdout}
+            return with_options(given, small | shorter(config, epochs=1))
+        small = smaller(config, batch_size=32) | {"log_every": 4, "checkpoint_every": 5}
+        return with_options(given, small | shorter(config, epochs=3))
 
 
 def smaller(config: Config, batch_size: int) -> dict[str, float]:
     """Options with which an experiment trains in seconds: 200 examples, and a narrow layer."""
-    options = {"examples": 200 + config.holdout, "batch_size": batch_size}
-    return options | ({"dense_width": 16} if hasattr(config, "dense_width") else {})
+    options = {"examples": 200.0 + config.holdout, "batch_size": float(batch_size)}
+    return options | ({"dense_width": 16.0} if hasattr(config, "dense_width") else {})
 
 
 def shorter(config: Config, epochs: float) -> dict[str, float]:
@@ -126,17 +124,16 @@ def shorter(config: Config, epochs: float) -> dict[str, float]:
     return {"epochs": epochs} | scaled
 
 
-def with_options(
-    given: list[str], small: dict[str, float], short: dict[str, float] | None = None
-) -> list[str]:
-    """The arguments given, and others that make the experiment smaller and shorter.
+def with_options(given: list[str], options: dict[str, float]) -> list[str]:
+    """The arguments given, and those options that they leave open.
 
-    What is given stays: whoever gives --batch-size 64 has the step tried on batches of 64.
-    Epochs are shortened all together, or not at all.
+    Whoever gives --batch-size 64 has the step tried on batches of 64. With --epochs, nothing
+    that is counted in epochs is scaled.
     """
     named = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in given}
-    added = {name: value for name, value in small.items() if name not in named}
-    if "epochs" not in named:
-        added |= short or {}
-    words = ((f"--{name.replace('_', '-')}", f"{value:g}") for name, value in added.items())
-    return [*given, *itertools.chain.from_iterable(words)]
+    words = [*given]
+    for name, value in options.items():
+        scaled = name.endswith("_epochs") and "epochs" not in named
+        if scaled or (name not in named and not name.endswith("_epochs")):
+            words += [f"--{name.replace('_', '-')}", f"{value:g}"]
+    return words

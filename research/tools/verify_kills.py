@@ -325,11 +325,12 @@ class Killer:
         sent = ", ".join(f"{n} {what}" for what, n in self._sent.items())
         during = ", ".join(f"{n} {what}" for what, n in sorted(self._during.items()))
         if not (stopped := sorted(self._seconds_to_stop)):
-            return f"{sent}: {during}" if sent else "none killed"
+            return f"{sent}: {during}" if sent else "none sent"
         p99 = stopped[-(-99 * len(stopped) // 100) - 1]
         return (
             f"{sent}: {during}. Seconds from signal to exit: median "
-            f"{statistics.median(stopped):.2f}, 99th percentile {p99:.2f}, longest {stopped[-1]:.2f}"
+            f"{statistics.median(stopped):.2f}, 99th percentile {p99:.2f}, "
+            f"longest {stopped[-1]:.2f}"
         )
 
 

@@ -90,7 +90,7 @@ class Trial:
         split = split.first(config.examples or len(split))
         if config.holdout:
             split, _ = hold_out(split, config.holdout, config.seed)
-        least = FIXED_BATCH_STEPS if one_batch else STEPS
+        least = FIXED_BATCH_STEPS if one_batch else 2 * STEPS
         # Never fewer epochs: a warm-up, for instance, may not be longer than the training.
         epochs = max(config.epochs, least / steps_per_epoch(len(split), config.batch_size))
         self.config, self.split = dataclasses.replace(config, epochs=epochs), split
@@ -118,9 +118,13 @@ class Trial:
                 self.history[name] = np.concatenate([self.history.get(name, row[:0]), row])
         return self.state.values()
 
-    def step_by_step(self, starts: Iterable[Arrays] = (), **options: Any) -> Iterator[Outcome]:
-        """What comes out of each step, one by one; each begins with its own of ``starts``."""
-        reports = self.reports(until=STEPS, report_every=1, steps_per_call=1, **options)
+    def each_step(self, reports: Iterator[Any], starts: Iterable[Arrays] = ()) -> Iterator[Outcome]:
+        """What comes out of each of ``STEPS`` steps.
+
+        Args:
+            reports: come after every step.
+            starts: the states to begin with; without them each step begins where the last ended.
+        """
         for start in itertools.islice(itertools.chain(starts, itertools.repeat(None)), STEPS):
             if start is not None:
                 self.state.assign(start.values())
@@ -144,17 +148,22 @@ def _checks(trial: Callable[..., Trial]) -> Iterator[Check]:
     found = f"these do not: {', '.join(still)}" if still else f"{len(changing)} of them"
     yield Check("every weight changes", not still, found)
 
-    compiled = trial()
-    starts = [compiled.state.values()]
-    outcomes = list(compiled.step_by_step())
-    starts += [outcome.variables for outcome in outcomes[:-1]]
-    if compiled.state.strategy.num_replicas_in_sync > 1:  # eager replicas wait for each other
-        yield Check("compiled equals eager", True, "not tried on several replicas")
+    one_by_one = trial()
+    starts = [one_by_one.state.values()]
+    reports = one_by_one.reports(until=2 * STEPS, report_every=1, steps_per_call=1)
+    compiled = list(one_by_one.each_step(reports))
+    starts += [outcome.variables for outcome in compiled[:-1]]
+    if first.state.strategy.num_replicas_in_sync > 1:
+        yield Check("compiled equals eager", True, "not tried: eager replicas can't communicate")
     else:
-        found = _differs_from_eager(starts, outcomes, trial(), trial())
+        # By the same compiled step: whatever is frozen in one is the same here.
+        model, rng = one_by_one.state.model, np.random.default_rng(0)
+        changed = [_with_other_last_bits(start, model, rng) for start in starts]
+        control = one_by_one.each_step(reports, changed)
+        found = _differs_from_eager(starts, compiled, control, trial())
         yield Check("compiled equals eager", not found, found)
 
-    alike = _equal(reference, outcomes[-1].variables)
+    alike = _equal(reference, compiled[-1].variables)
     same = alike or _equal(reference, trial().train(STEPS))
     found = "it draws random numbers that state.random_seed does not decide"
     yield Check("gives the same bits again", same, "" if same else found)
@@ -191,37 +200,38 @@ def _equal(a: Arrays, b: Arrays) -> bool:
 
 
 def _differs_from_eager(
-    starts: Sequence[Arrays], compiled: Sequence[Outcome], eager: Trial, control: Trial
+    starts: Sequence[Arrays],
+    compiled: Sequence[Outcome],
+    control: Iterable[Outcome],
+    eager: Trial,
 ) -> str:
     """How eager steps differ from compiled ones, each step from the same state; "" if they don't.
 
-    They may differ by rounding, since their sums are in another order: each array by 1e-5 of the
-    Euclidean norm of its values (of a variable, of its change), or by ten times what it differs
-    by at most after weights have been changed by 1e-6 of their own. The latter counts where
-    rounding is all there is to an array, as to the gradient of a bias before a normalization.
+    They may differ by rounding, since their sums are in another order: each array by 1e-5 of its
+    Euclidean norm (a variable, of that of its change), or by ten times what rounding changes in
+    it at most. The latter counts for an array that is nothing but rounding, as the gradient of a
+    bias before a normalization is.
 
     Args:
         starts: the state before each step.
         compiled: what comes out of the compiled steps.
-        eager: will run eagerly.
-        control: will run compiled, from the states with other last bits.
+        control: the same, where the weights had other last bits.
+        eager: is to run eagerly.
     """
-    rng = np.random.default_rng(0)
-    changed = [_with_other_last_bits(start, control.state.model, rng) for start in starts]
     rounding: dict[str, float] = {}
-    for outcome, other in zip(compiled, control.step_by_step(changed), strict=True):
+    for outcome, other in zip(compiled, control, strict=True):
         for name, _, distance in _distances(outcome, other):
             rounding[name] = max(rounding.get(name, 0.0), distance)
-    seen = [_python_values(eager)]
-    steps = eager.step_by_step(starts, compiled=False)
-    for number, (start, one, other) in enumerate(zip(starts, compiled, steps, strict=True), 1):
+    seen = []
+    outcomes = eager.each_step(eager.reports(until=STEPS, report_every=1, compiled=False), starts)
+    for number, (start, one, other) in enumerate(zip(starts, compiled, outcomes, strict=True), 1):
         for name, value, distance in _distances(one, other):
             moved = value - start[name] if name in start else value
-            if distance > 1e-5 * np.linalg.norm(moved) + 10 * rounding[name]:
+            if distance > 1e-5 * np.linalg.norm(moved) + 10 * rounding.get(name, 0.0):
                 return f"{name} differs at step {number}: {FROZEN}"
         seen.append(_python_values(eager))
     for name in seen[-1]:
-        values = [values.get(name) for values in seen[1:]]
+        values = [values.get(name) for values in seen]
         if all(a != b for a, b in itertools.pairwise(values)):
             return f"each call changes the Python value {name}, but compiled steps don't: {FROZEN}"
     return ""

@@ -1,9 +1,19 @@
-"""What someone is told who has broken a step."""
+"""What someone is told who has broken a step, and what is said of a sound one."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
+
+from research.config import Config, parse
+from research.data.dataset import Dataset
+from research.recording.screen import Screen
+from research.tools import verify
+from research.tools.check import Check
+from research.tools.verify import Verify, shorter, smaller, with_options
+from research.tools.verify_step import step_is_sound
 
 import pytest
 from conftest import EXPERIMENTS, RunHere
@@ -14,7 +24,6 @@ STEP = "def step(state: State, images: Any, labels: Any) -> dict[str, Any]:\n"
 
 
 BROKEN: dict[str, tuple[str, str, dict[str, str]]] = {
-    "sound": (TAPE, TAPE, {}),
     "TensorFlow's own random numbers": (
         TAPE,
         "    images = images * tf.random.uniform([])\n" + TAPE,
@@ -24,6 +33,21 @@ BROKEN: dict[str, tuple[str, str, dict[str, str]]] = {
         TAPE,
         "    images = images * __import__('random').random()\n" + TAPE,
         {"compiled equals eager": "Python's or NumPy's random numbers"},
+    ),
+    "a Python value, at step 5": (
+        STEP,
+        f"CALLS = iter(range(100))\n\n\n{STEP}    images = images / (1 + (next(CALLS) >= 4))\n",
+        {"compiled equals eager": "differs at step 5"},
+    ),
+    "a Python value, at step 16": (
+        STEP,
+        f"CALLS = iter(range(100))\n\n\n{STEP}    images = images / (1 + (next(CALLS) >= 15))\n",
+        {"compiled equals eager": "differs at step 16"},
+    ),
+    "a Python value, long after verify has ended": (
+        STEP,
+        f"CALLS = [0]\n\n\n{STEP}    CALLS[0] += 1\n    images = images / (1 + (CALLS[0] > 999))\n",
+        {"compiled equals eager": "each call changes the Python value CALLS"},
     ),
     "state elsewhere": (
         STEP,
@@ -46,18 +70,144 @@ BROKEN: dict[str, tuple[str, str, dict[str, str]]] = {
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_the_check_that_fails_names_the_likely_cause(
-    kind: str, data_file: Path, tmp_path: Path, run_here: RunHere
+    kind: str, dataset: Dataset, tmp_path: Path
 ) -> None:
     place, change, causes = BROKEN[kind]
     text = (EXPERIMENTS / "mnist_cnn.py").read_text()
     assert place in text
     (tmp_path / "changed.py").write_text(text.replace(place, change))
-    options = ("--data", data_file, "--kills", "0", "--stops", "0", "--json")
-    result = run_here("research", "verify", "changed.py", *options)
-    failed = {
-        found["name"]: found["found"] for found in json.loads(result.stdout) if not found["holds"]
-    }
-    assert result.status == (1 if causes else 0), result.stderr
-    assert bool(failed) == bool(causes)
-    for check, cause in causes.items():
-        assert cause in failed[check]
+    small = ["--examples", "200", "--batch-size", "16", "--dense-width", "16"]
+    failed: dict[str, str] = {}
+    for check in step_is_sound(tmp_path / "changed.py", small, dataset.train, print):
+        failed |= {} if check.holds else {check.name: check.found}
+        if failed.keys() >= causes.keys():
+            break
+    for name, cause in causes.items():
+        assert cause in failed[name]
+
+
+# It fails where it is built for other steps or examples than it is trained for, and where its
+# epochs are shortened without its warm-up.
+DEMANDING = """
+from research.config import Config as Base, require
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Base):
+    epochs: float = 6
+    warmup_epochs: float = 4.0
+    holdout: int = 60
+    alpha: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        require("alpha", self.alpha, self.alpha > 0, "give a number above 0")
+
+
+def build(config, total_steps):
+    examples, batch_size = config.examples - config.holdout, config.batch_size
+    assert total_steps == round(config.epochs * -(-examples // batch_size))
+    state = mnist_cnn.build(config, total_steps)
+    return dataclasses.replace(state, options=(examples, batch_size, total_steps))
+
+
+def step(state, images, labels):
+    examples, batch_size, total_steps = state.options
+    tf.debugging.assert_less(state.step, tf.constant(total_steps, tf.int64))
+    last = state.step % -(-examples // batch_size) == examples // batch_size
+    size = tf.where(last, examples % batch_size, batch_size)
+    tf.debugging.assert_equal(tf.shape(images)[0], size)
+    return mnist_cnn.step(state, images, labels)
+
+
+if __name__ == "__main__":
+    main(Config, build, step)
+"""
+
+
+@pytest.fixture
+def demanding(tmp_path: Path) -> str:
+    """The name of an experiment with an option that must be given."""
+    text = (EXPERIMENTS / "mnist_cnn.py").read_text().rpartition("\n\nif __name__")[0]
+    own = DEMANDING.replace("mnist_cnn.", "of_mnist_cnn_")
+    for name in ("build", "step"):
+        text = text.replace(f"def {name}(", f"def of_mnist_cnn_{name}(")
+    imports = text.replace("from typing import Any", "import dataclasses\nfrom typing import Any")
+    (tmp_path / "demanding.py").write_text(imports + own)
+    return "demanding.py"
+
+
+def test_an_experiment_gets_its_options_and_the_training_it_is_built_for(
+    demanding: str, data_file: Path, run_here: RunHere
+) -> None:
+    verify = ("verify", demanding, "--data", data_file, "--kills", "0", "--stops", "0", "--json")
+    result = run_here("research", *verify, "--", "--alpha", "0.3")
+    assert result.status == 0, result.stdout + result.stderr
+    assert [check["found"] for check in json.loads(result.stdout) if not check["holds"]] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "--alpha 0.0: give a number above 0"),
+        (["--alhpa", "1"], "--alpha"),
+        (["--alpha", "1", "--run-dir", "run"], "--run-dir run: verify starts runs of its own"),
+    ],
+)
+def test_options_that_the_experiment_refuses_are_bad_input(
+    options: list[str], words: str, demanding: str, tmp_path: Path, run_here: RunHere
+) -> None:
+    result = run_here("research", "verify", demanding, "--", *options)
+    assert (result.status, result.stdout) == (2, "")
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert os.listdir(tmp_path) == [demanding]  # noqa: PTH208
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], {"epochs": 3.0, "warmup_epochs": 0.5, "examples": 200, "batch_size": 32}),
+        (["--batch-size=64", "--examples", "90"], {"batch_size": 64, "examples": 90}),
+        (["--warmup-epochs", "9"], {"epochs": 3.0, "warmup_epochs": 1.5}),
+        (["--epochs", "1"], {"epochs": 1.0, "warmup_epochs": 1.0}),
+        (["--holdout", "70"], {"holdout": 70, "examples": 270}),
+    ],
+)
+def test_what_is_given_is_kept_and_epochs_are_shortened_together(
+    given: list[str], expected: dict[str, float]
+) -> None:
+    defaults = ["--epochs", "18", "--warmup-epochs", "1" if "--epochs" in given else "3"]
+    config = parse(Config, [*defaults, *given])
+    options = smaller(config, batch_size=32) | shorter(config, epochs=3)
+    found = parse(Config, with_options([*defaults[2:], *given], options))
+    assert {name: getattr(found, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_table_is_whole_and_says_what_its_columns_are(
+    columns: int,
+    data_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    words = [f"word{n}" for n in range(60)]
+    checks = [
+        Check("a" * 30, True, "short"),
+        Check("other", False, " ".join([*words, "/long" * 40])),
+    ]
+    monkeypatch.setattr(verify, "step_is_sound", lambda *_: checks)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with Screen() as screen:
+        assert not Verify(data=data_file, kills=0, stops=0).run(screen)
+    lines = capfd.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines[2:]]
+    assert rows[0] == ["check", "holds", "found"]
+    first, *others = [row for row in rows[1:] if row]
+    assert first == ["a" * 30, "yes", "short"]
+    assert others[0][:2] == ["other", "no"]
+    found = " ".join(row[2] for row in others)
+    assert found.split()[:60] == words
+    assert found.replace(" ", "").endswith("/long" * 40)
+    assert all(row[:2] == ["", ""] for row in others[1:])
