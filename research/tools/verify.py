@@ -34,10 +34,10 @@ class Verify:
     experiment: Annotated[Path, tyro.conf.Positional] = EXPERIMENTS / "mnist_cnn.py"
     """The file of the experiment."""
     kills: int = 3
-    """Kill the experiment at so many random moments with SIGKILL; every tenth time, and at least
-    once, a fork."""
+    """Kill the experiment at so many random moments with SIGKILL; a tenth of them, and at least
+    one of two, hit a fork."""
     stops: int = 2
-    """Stop it at so many by a signal that lets it save a checkpoint, such as SIGTERM."""
+    """Stop it at so many by a signal after which it saves a checkpoint, such as SIGTERM."""
     full: bool = False
     """Kill the experiment at its own size, on 5,000 examples, instead of a small one."""
     only_kills: bool = False

@@ -139,8 +139,11 @@ def _checks(trial: Callable[..., Trial]) -> Iterator[Check]:
     first = trial()
     before = first.state.values()
     reference = first.train(STEPS)
-    found = f"{counted(first.traces, 'trace')} in {STEPS} steps on batches of two sizes"
-    yield Check("traced once", first.traces == 1, found)
+    sizes = 1 + (len(first.split) % first.config.batch_size > 0)
+    of_sizes = f"on batches of {counted(sizes, 'size')}"
+    found = f"{counted(first.traces, 'trace')} in {STEPS} steps {of_sizes}"
+    replicas = first.state.strategy.num_replicas_in_sync  # each of them traces the step
+    yield Check("traced once", first.traces == replicas, found)
 
     trainable = {v.path for v in first.state.model.trainable_variables}
     changing = [name for name in before if name.split("/", 2)[-1] in trainable]
@@ -153,7 +156,7 @@ def _checks(trial: Callable[..., Trial]) -> Iterator[Check]:
     reports = one_by_one.reports(until=2 * STEPS, report_every=1, steps_per_call=1)
     compiled = list(one_by_one.each_step(reports))
     starts += [outcome.variables for outcome in compiled[:-1]]
-    if first.state.strategy.num_replicas_in_sync > 1:
+    if replicas > 1:
         yield Check("compiled equals eager", True, "not tried: eager replicas can't communicate")
     else:
         # By the same compiled step: whatever is frozen in one is the same here.
