@@ -255,16 +255,12 @@ def _distances(
     one: Outcome, other: Outcome
 ) -> Iterator[tuple[str, npt.NDArray[np.float64], float]]:
     """For each array its name, its values in ``one``, and how far those in ``other`` are away."""
-    nothing = np.empty([0])
-    pairs = [
-        (name, one.returned.get(name, nothing), other.returned.get(name, nothing))
-        for name in one.returned | other.returned
-    ]
-    pairs += [
-        (name, one.variables[name], theirs)
-        for name, theirs in zip(one.variables, other.variables.values(), strict=True)
-    ]
-    for name, a, b in pairs:
+    if len(one.returned) != len(other.returned):
+        yield "the number of values that the step returns", np.zeros(1), np.inf
+        return
+    # By position, see ``_equal``.
+    values = [*other.returned.values(), *other.variables.values()]
+    for (name, a), b in zip((one.returned | one.variables).items(), values, strict=True):
         if a.shape != b.shape:
             yield name, np.asarray(a, np.float64), np.inf
         else:
