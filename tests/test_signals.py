@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from research.signals import SIGNALS, StopRequest
-from research.tools.verify import left_by
+from research.tools.verify_kills import left_by
 
 import pytest
 from conftest import EXPERIMENTS, RunHere, run_python

@@ -11,11 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from research.recording.source import commit_of, uncommitted_changes
+from research.recording.source import commit_of
 
 import tensorflow as tf
-
-__all__ = ["describe_environment", "differences", "uncommitted_changes"]
 
 PACKAGES = ("tensorflow", "keras", "numpy", "tensorboard", "h5py")
 

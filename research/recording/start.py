@@ -21,12 +21,9 @@ from research.recording.checkpoints import (
     newest_good,
     step_of,
 )
-from research.recording.environment import (
-    describe_environment,
-    differences,
-    uncommitted_changes,
-)
+from research.recording.environment import describe_environment, differences
 from research.recording.logs import Logs, read_logs
+from research.recording.source import uncommitted_changes
 from research.training.state import State
 
 FINISHED = "finished.json"

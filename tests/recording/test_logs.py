@@ -12,7 +12,7 @@ from typing import Any
 
 from research.recording.checkpoints import checkpoint_paths
 from research.recording.tensorboard import event_files
-from research.tools.verify import left_by
+from research.tools.verify_kills import left_by
 
 import numpy as np
 import pytest
