@@ -60,11 +60,12 @@ def _convolution(inputs: Any, kernel: Any) -> Any:
     """A convolution without padding."""
     if tf.config.get_visible_devices("GPU"):
         return tf.nn.conv2d(inputs, kernel, 1, "VALID")
-    if kernel.dtype == tf.bfloat16 and not has_bfloat16():
-        # Products of bfloat16 numbers are exact in float32: only the order of the sums is
-        # another than in TensorFlow's emulation, which takes ten times as long.
+    if kernel.dtype == tf.float16 or (kernel.dtype == tf.bfloat16 and not has_bfloat16()):
+        # Products of 16-bit numbers are exact in float32: only the order of the sums is another
+        # than in TensorFlow's bfloat16 emulation, which takes ten times as long. For the gradient
+        # of a float16 kernel, oneDNN has only a reference implementation, a hundred times slower.
         wide = _convolution(tf.cast(inputs, tf.float32), tf.cast(kernel, tf.float32))
-        return tf.cast(wide, tf.bfloat16)
+        return tf.cast(wide, kernel.dtype)
     many_channels = inputs.shape[-1] >= 8
     if kernel.dtype == tf.float32 and many_channels and has_only_avx2():
         return convolution_with_products(inputs, kernel)

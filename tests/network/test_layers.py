@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from research.network.layers import Conv2D, bias_relu, convolution_with_products, dropout
+from research.processor import has_bfloat16
 from research.seeds import derive_seed
 
 import numpy as np
@@ -88,11 +89,13 @@ def values_and_gradients(layer: Any, variables: Any, inputs: Any, weights: Any) 
 def computed(
     channels: int, pool: int | None, precision: str, unit_roundoff: float
 ) -> tuple[list[list[Any]], Any]:
-    """Values and gradients of our layer, of Keras's, and the exact ones; and the bias."""
+    """Values and gradients of our layer, in float32 Keras's, and the exact ones; and the bias."""
     inputs = made([5, 10, 9, channels], 3)
     layers = ours_keras_and_exact(channels, pool, precision)
     kernel, bias = (v.numpy() for v in layers[-1][1])
     weights = loss_weights(inputs, kernel, bias, pool, unit_roundoff)
+    if precision != "float32":
+        del layers[1]
     return [values_and_gradients(*layer, inputs, weights) for layer in layers], bias
 
 
@@ -110,19 +113,31 @@ def test_a_convolution_computes_what_keras_computes(
             np.testing.assert_allclose(found, c, rtol=1e-5, atol=1e-5 * np.abs(c).max())
 
 
-# Sums are float32 ones, and every result is rounded to bfloat16. The bias is added after max
+# Sums are float32 ones, and every result is rounded to 16 bits. The bias is added after max
 # pooling: an output may be rounded twice, without the bias and with it; a gradient is rounded once.
 # Keras's layers are no measure: on some processors they round once, on others within each sum.
-@pytest.mark.parametrize("emulated", [True, False])
+@pytest.mark.parametrize(
+    ("precision", "unit_roundoff", "native"),
+    [
+        ("mixed_bfloat16", 2.0**-8, True),
+        ("mixed_bfloat16", 2.0**-8, False),
+        ("mixed_float16", 2.0**-11, False),
+    ],
+)
 @pytest.mark.parametrize(("channels", "pool"), [(1, None), (8, None), (8, 2), (16, 3)])
-def test_in_bfloat16_a_convolution_errs_by_rounding_its_results_alone(
-    channels: int, pool: int | None, emulated: bool, monkeypatch: pytest.MonkeyPatch
+def test_in_16_bits_a_convolution_errs_by_rounding_its_results_alone(
+    channels: int,
+    pool: int | None,
+    precision: str,
+    unit_roundoff: float,
+    native: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    skip_if_onednn_aborts("mixed_bfloat16")
-    if emulated:
-        monkeypatch.setattr("research.network.layers.has_bfloat16", lambda: False)
-    unit_roundoff = 2.0**-8
-    (ours, _, exact), bias = computed(channels, pool, "mixed_bfloat16", unit_roundoff)
+    skip_if_onednn_aborts(precision)
+    if native and not has_bfloat16():
+        pytest.skip("oneDNN has no native bfloat16 here")
+    monkeypatch.setattr("research.network.layers.has_bfloat16", lambda: native)
+    (ours, exact), bias = computed(channels, pool, precision, unit_roundoff)
     # The sum without the bias is at most as large as the output and the bias.
     rounded = [2 * (np.abs(exact[0]) + np.abs(bias)), *exact[1:]]
     for found, true, size in zip(ours, exact, rounded, strict=True):
