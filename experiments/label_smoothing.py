@@ -8,14 +8,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-from research.config import Config as BaseConfig
 from research.config import require
-from research.experiment import main
+from research.data.batches import Plan
+from research.experiment import Experiment, main
+from research.network.mnist_cnn import Config as BaseConfig
 from research.network.mnist_cnn import MnistCNN
-from research.training.optimizer import Adadelta
-from research.training.schedules import LearningRate
+from research.training.optimizer import adadelta
 from research.training.state import State
 
 import tensorflow as tf
@@ -34,13 +33,12 @@ class Config(BaseConfig):
         require("label_smoothing", smoothing, 0 <= smoothing < 1, "give 0 to below 1")
 
 
-def build(config: Config, total_steps: int) -> State:
+def build(config: Config, plan: Plan) -> State:
     """The model, the optimizer and the loss."""
-    warmup_steps = round(total_steps * config.warmup_epochs / config.epochs)
-    learning_rate = LearningRate(config.learning_rate, total_steps, config.decay, warmup_steps)
+    schedule = (config.learning_rate, config.decay, config.warmup_epochs)
     return State(
         model=MnistCNN(config.dense_width, config.dropout, config.seed, config.precision),
-        optimizer=Adadelta(learning_rate, rho=0.95, epsilon=1e-7),
+        optimizer=adadelta(plan, *schedule),
         loss=tf.keras.losses.CategoricalCrossentropy(
             from_logits=True, label_smoothing=config.label_smoothing, reduction="none"
         ),
@@ -49,16 +47,19 @@ def build(config: Config, total_steps: int) -> State:
     )
 
 
-def step(state: State, images: Any, labels: Any) -> dict[str, Any]:
+def step(state: State, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
     """One step of training on images [B, 28, 28, 1] in 0..1 and one-hot labels [B, 10]."""
     with tf.GradientTape() as tape:
         logits = state.model.logits(images, training=True, seed=state.random_seed("dropout"))
-        loss = tf.reduce_mean(state.loss(labels, logits))
-    gradients = state.gradients(tape, loss)
+        objective = tf.reduce_mean(state.loss(labels, logits))
+    gradients = state.gradients(tape, objective)
     measured = state.update(gradients)
+    loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(labels, logits))
     accuracy = tf.reduce_mean(tf.keras.metrics.categorical_accuracy(labels, logits))
-    return {"loss": loss, "accuracy": accuracy, **measured}
+    return {"loss": loss, "objective": objective, "accuracy": accuracy, **measured}
 
+
+experiment = Experiment(config=Config, build=build, step=step)
 
 if __name__ == "__main__":
-    main(Config, build, step)
+    main(experiment)

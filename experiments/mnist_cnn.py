@@ -7,32 +7,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from research.config import Config
-from research.experiment import main
-from research.network.mnist_cnn import MnistCNN
-from research.training.optimizer import Adadelta
-from research.training.schedules import LearningRate
+from research.data.batches import Plan
+from research.experiment import Experiment, main
+from research.network.mnist_cnn import Config, MnistCNN
+from research.training.optimizer import adadelta
 from research.training.state import State
 
 import tensorflow as tf
 
 
-def build(config: Config, total_steps: int) -> State:
+def build(config: Config, plan: Plan) -> State:
     """The model, the optimizer and the loss."""
-    warmup_steps = round(total_steps * config.warmup_epochs / config.epochs)
-    learning_rate = LearningRate(config.learning_rate, total_steps, config.decay, warmup_steps)
+    schedule = (config.learning_rate, config.decay, config.warmup_epochs)
     return State(
         model=MnistCNN(config.dense_width, config.dropout, config.seed, config.precision),
-        optimizer=Adadelta(learning_rate, rho=0.95, epsilon=1e-7),
+        optimizer=adadelta(plan, *schedule),
         loss=tf.keras.losses.CategoricalCrossentropy(from_logits=True, reduction="none"),
         seed=config.seed,
         clip_norm=config.clip_norm,
     )
 
 
-def step(state: State, images: Any, labels: Any) -> dict[str, Any]:
+def step(state: State, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
     """One step of training on images [B, 28, 28, 1] in 0..1 and one-hot labels [B, 10]."""
     with tf.GradientTape() as tape:
         logits = state.model.logits(images, training=True, seed=state.random_seed("dropout"))
@@ -43,5 +39,7 @@ def step(state: State, images: Any, labels: Any) -> dict[str, Any]:
     return {"loss": loss, "accuracy": accuracy, **measured}
 
 
+experiment = Experiment(config=Config, build=build, step=step)
+
 if __name__ == "__main__":
-    main(Config, build, step)
+    main(experiment)

@@ -17,12 +17,8 @@ from typing import Any, Literal, TypeVar
 
 from research.errors import InputError, one_line
 from research.files import read_sealed_json
-from research.training.schedules import Decay
 
 import tyro
-
-# 15 times what the reference has: 150 MB of weights.
-MOST_UNITS = 4000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +35,7 @@ class Config:
     """Examples per step, over all replicas."""
     learning_rate: float = 1.0
     """Learning rate of Adadelta; with a schedule, the highest."""
-    decay: Decay = "constant"
+    decay: Literal["constant", "linear", "cosine"] = "constant"
     """How the learning rate goes on after the warm-up: as it is, or down to zero at the end."""
     warmup_epochs: float = 0.0
     """The learning rate rises linearly for so many epochs, fractions allowed."""
@@ -49,10 +45,6 @@ class Config:
     """Number format of the arithmetic; weights stay float32."""
     strategy: Literal["default", "mirrored"] = "default"
     """One replica, or one on each GPU; without a GPU, mirrored splits the CPU into two."""
-    dense_width: int = 256
-    """Units of the network's hidden dense layer."""
-    dropout: tuple[float, float] = (0.25, 0.5)
-    """Fraction dropped after pooling, and after the hidden dense layer."""
     seed: int = 0
     """Decides initial weights, batches, dropout, and what is held out."""
     steps_per_call: int = 10
@@ -70,7 +62,15 @@ class Config:
     data: Path | None = None
     """A Keras-style .npz or a folder of IDX files, gzipped or not. Default: MNIST."""
     holdout: int = 0
-    """Hold out so many training examples and validate on them instead of the test set."""
+    """Hold out so many training examples, validate on them, and leave the test set alone."""
+    holdout_seed: int | None = None
+    """Decides which examples are held out. Default: the seed."""
+    test: bool = False
+    """With held-out examples: evaluate on the test set, too, at the end."""
+    select_by: str = "highest accuracy"
+    """With held-out examples, which validation is best: highest or lowest, and a figure's name."""
+    patience: int | None = None
+    """With held-out examples: end when so many validations were no better; export the best."""
     examples: int | None = None
     """Quick mode: train and evaluate on the first so many examples."""
     run_dir: Path | None = None
@@ -83,7 +83,7 @@ class Config:
     """With --fork: the step of the checkpoint. Default: the newest."""
 
     def __post_init__(self) -> None:
-        counts = ("batch_size", "steps_per_call", "log_every", "keep_checkpoints", "dense_width")
+        counts = ("batch_size", "steps_per_call", "log_every", "keep_checkpoints")
         for name in counts:
             value = getattr(self, name)
             require(name, value, 1 <= value < 2**31, "give a whole number of at least 1")
@@ -94,15 +94,20 @@ class Config:
             # With smaller or larger ones what is computed of them is 0 or infinity in float32.
             valid = value is None or 1e-20 <= value <= 1e30
             require(name, value, valid, "give a number above 0, from 1e-20 to 1e30")
-        width = f"give at most {MOST_UNITS}, so that mnist.h5 can be read again"
-        require("dense_width", self.dense_width, self.dense_width <= MOST_UNITS, width)
-        for rate in self.dropout:
-            require("dropout", rate, 0 <= rate < 1, "give two rates of at least 0 and below 1")
-        require("seed", self.seed, 0 <= self.seed < 2**31, "give 0 to 2147483647")
+        for name in ("seed", "holdout_seed"):
+            value = getattr(self, name)
+            require(name, value, value is None or 0 <= value < 2**31, "give 0 to 2147483647")
         warmup = self.warmup_epochs
         within = f"give at least 0 and at most the {epochs} of --epochs"
         require("warmup_epochs", warmup, 0 <= warmup <= self.epochs, within)
         require("holdout", self.holdout, self.holdout >= 0, "give 0 for none, or more")
+        form = 'give highest or lowest and the name of a figure, such as "lowest loss"'
+        valid = re.fullmatch(r"(highest|lowest) \S+", self.select_by) is not None
+        require("select_by", self.select_by, valid, form)
+        if (patience := self.patience) is not None:
+            require("patience", patience, patience >= 1, "give a whole number of at least 1")
+            held_out = "it needs examples to select on: give it together with --holdout"
+            require("patience", patience, self.holdout > 0, held_out)
         if (examples := self.examples) is not None:
             valid = 1 <= examples < 2**31
             require("examples", examples, valid, "give a whole number of at least 1")
@@ -116,6 +121,12 @@ class Config:
         require("checkpoint_every", self.checkpoint_every, self._intervals() is not None, form)
         together = "give it together with --fork"
         require("at_step", self.at_step, self.at_step is None or self.fork is not None, together)
+
+    @property
+    def selection(self) -> tuple[str, int]:
+        """The figure by which the best validation is known; 1 for the highest, -1 the lowest."""
+        highest_or_lowest, _, figure = self.select_by.partition(" ")
+        return figure, 1 if highest_or_lowest == "highest" else -1
 
     @property
     def checkpoint_interval(self) -> tuple[int | None, float | None]:
@@ -152,7 +163,8 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 _FREE_ON_RESUME = frozenset(
     {
         *("epochs", "steps_per_call", "log_every", "checkpoint_every", "keep_checkpoints"),
-        *("profile", "eager", "data"),  # of data that are elsewhere now, the digest is compared
+        *("patience", "test", "profile", "eager"),
+        "data",  # of data that are elsewhere now, the digest is compared
     }
 )
 
@@ -315,11 +327,6 @@ def _refuse_changes(before: Config, config: Config) -> None:
         if old != new and field.name not in _FREE_ON_RESUME:
             raise InputError(
                 f"{option}: the run has {old}, and one that is resumed goes on as it was; {fork}"
-            )
-        if old != new and field.name == "epochs" and config.decay != "constant":
-            raise InputError(
-                f"{option}: the run's learning rate falls to zero over {old:g} epochs, so that "
-                f"with other epochs its past would be another; {fork}"
             )
         if old != new and field.name == "epochs" and old % 1:
             raise InputError(

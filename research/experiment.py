@@ -1,69 +1,122 @@
-"""The main program of an experiment: short enough to read at once, and to copy and change."""
+"""The experiment as one record, and its main program: short enough to read at once, and to copy."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, NoReturn
 
 from research import BEGUN
-from research.config import AnyConfig, Config, parse, require
-from research.data.batches import steps_of_epochs, steps_per_epoch
+from research.config import Config, parse, require
+from research.data.batches import Plan
 from research.data.dataset import Dataset, Split, hold_out
 from research.data.formats import read_dataset
 from research.data.mnist import load_mnist
 from research.errors import InputError, NonFiniteError, StorageError, in_few_lines
-from research.recording.run import Run, begin, write_replay_bundle
+from research.loop import Training, loop
+from research.recording.replay_bundle import write_replay_bundle
+from research.recording.run import Run, begin
 from research.recording.run_directory import lock_directory, refuse_existing
 from research.recording.screen import Screen, TrainingProgress
-from research.recording.start import find_start, finished_accuracy
+from research.recording.start import find_start
 from research.recording.tensorboard import EMBEDDED
-from research.recording.wall_time import StartUp, WallTime
-from research.results.evaluation import (
-    embed,
-    evaluate_probabilities,
-    predict_probabilities,
-    validate,
-)
-from research.results.export import export_h5
+from research.recording.wall_time import StartUp
+from research.results.evaluation import Validation, embed, validate
+from research.results.export import check_exportable, export_h5
+from research.results.selection import rank_by
 from research.signals import StopRequest
 from research.stderr import show_error
 from research.training.profiler import Profile
 from research.training.state import State
 from research.training.strategy import calculates_with_bfloat16, make_strategy
-from research.training.train import Report, Step, train
+from research.training.train import Indices, Step, train
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
 
 
-def main(
-    config_type: type[AnyConfig], build: Callable[[AnyConfig, int], State], step: Step
-) -> None:
-    """Runs an experiment from its command line to its test accuracy, and exits.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What is trained, and how: every verb works on this record, and none reaches round it.
 
-    Args:
-        config_type: a dataclass, the command line.
-        build: a function (config, total steps) -> State, called within the strategy's scope. Its
-            file is the experiment's, and the docstring of that the text of ``--help``.
+    Attributes:
+        config: a dataclass, the command line.
+        build: a function (config, plan) -> State, called within the strategy's scope.
         step: see ``research.training.train.train``.
+        judged: which model is validated, exported and compared: the one that is trained, or
+            another in the state, such as an average of its weights.
+        figures: further figures of the model that is judged: a function (state, split, the
+            model's probabilities [N, 10] on the split) -> {name: tensor}. Scalars are figures;
+            images and vectors are shown in TensorBoard.
+        indices: decides which examples make a batch, see ``research.training.train.train``.
+        loop: what happens between two reports, see ``research.loop.loop``.
+    """
+
+    config: type[Config]
+    build: Callable[[Any, Plan], State]
+    step: Step
+    judged: Callable[[State], tf.keras.Model] = lambda state: state.model
+    figures: Callable[[State, Split, npt.NDArray[np.float32]], Mapping[str, Any]] | None = None
+    indices: Indices | None = None
+    loop: Callable[[Training], None] = loop
+
+    def validate(
+        self,
+        state: State,
+        split: Split,
+        training: Split | None = None,
+        model: tf.keras.Model | None = None,
+    ) -> Validation:
+        """Evaluates a model on a split, by default the one that is judged.
+
+        The arguments and what is raised are those of ``evaluation.validate``.
+        """
+
+        def further(probabilities: npt.NDArray[np.float32]) -> Mapping[str, Any]:
+            return self.figures(state, split, probabilities) if self.figures else {}
+
+        judged = self.judged(state) if model is None else model
+        return validate(judged, split, training, further)
+
+
+def main(experiment: Experiment) -> NoReturn:
+    """Runs an experiment from its command line to its figures, and exits.
+
+    The file that is run is the experiment's, and its docstring the text of ``--help``.
 
     Raises:
-        SystemExit: status 2 after bad input, with one line that says what and why; 1 after a
-            non-finite value, an error in the experiment, or where a file can't be written; 128
-            and the signal's number after one of ``research.signals.SIGNALS``, when a checkpoint
-            has been saved.
+        SystemExit: status 0 when all is done; 2 after bad input, with one line that says what and
+            why; 1 after a non-finite value, an error in the experiment, or where a file can't be
+            written; 128 and the signal's number after one of ``research.signals.SIGNALS``, when a
+            checkpoint has been saved.
+    """
+    sys.exit(run(experiment))
+
+
+def run(experiment: Experiment, arguments: list[str] | None = None) -> int:
+    """What ``main`` does, for a program that goes on afterwards: returns the exit status.
+
+    Args:
+        experiment: what is trained.
+        arguments: the words after the program's name; None takes those of this process.
     """
     status, message = 0, ""
     start_up = StartUp(BEGUN)  # of a second experiment in one process it tells too much
     start_up.done("importing")
+    program = sys.modules["__main__"]
+    file = Path(getattr(program, "__file__", None) or inspect.getfile(experiment.build))
     with Screen() as screen:
         try:
-            experiment = Path(inspect.getfile(build))
-            about = inspect.getdoc(inspect.getmodule(build))
-            config = parse(config_type, description=about, experiment=experiment.stem)
-            status = run(config, build, step, experiment, screen, start_up)
+            about = inspect.getdoc(program)
+            config = parse(experiment.config, arguments, about, experiment=file.stem)
+            status = train_and_judge(experiment, config, file, screen, start_up)
         except InputError as error:
             status, message = 2, str(error)
         except (NonFiniteError, StorageError) as error:
@@ -77,7 +130,7 @@ def main(
         except KeyboardInterrupt:
             status, message = 130, "interrupted before training began; nothing is lost"
         except Exception as error:
-            status, message = 1, in_few_lines(error, step)
+            status, message = 1, in_few_lines(error, experiment.step)
             screen.log(traceback.format_exc())
             if screen.log_path is None:
                 traceback.print_exc()
@@ -87,16 +140,11 @@ def main(
             screen.log(f"error: {message}")
     if message:
         show_error(f"error: {message}")
-    sys.exit(status)
+    return status
 
 
-def run(
-    config: AnyConfig,
-    build: Callable[[AnyConfig, int], State],
-    step: Step,
-    experiment: Path,
-    screen: Screen,
-    start_up: StartUp,
+def train_and_judge(
+    experiment: Experiment, config: Config, file: Path, screen: Screen, start_up: StartUp
 ) -> int:
     """Trains, saves and evaluates; returns the exit status, 0 where all of it is done."""
     if config.resume is None:
@@ -104,144 +152,156 @@ def run(
     strategy = make_strategy(config.strategy, config.batch_size)
     data, training, validation = load(config, screen)
     start_up.done("data")
-    total_steps = steps_of_epochs(config.epochs, len(training), config.batch_size)
-    if config.profile is not None:
-        first, last = config.profile
-        within = f"the run has {total_steps} steps; give two of them"
-        require("profile", f"{first} {last}", last <= total_steps, within)
-    if config.precision == "mixed_bfloat16" and not calculates_with_bfloat16():
-        screen.say("There is no hardware for bfloat16 here: --precision float32 would be faster.")
+    plan = Plan(len(training), config.batch_size, config.epochs)
+    refuse_what_does_not_fit(config, plan, screen)
 
     with StopRequest() as stop, contextlib.ExitStack() as stack:
         directory = None
         if config.resume is not None:
             directory = stack.enter_context(lock_directory(config.resume))
-        with strategy.scope():
-            state = build(config, total_steps)
-        start = find_start(config, experiment, data, state, total_steps)
-        if (accuracy := finished_accuracy(start, total_steps)) is not None:
-            screen.say(f"{config.resume} is finished; its test accuracy is {accuracy:.4f}.")
+
+        def built(plan: Plan) -> State:
+            with strategy.scope():
+                return experiment.build(config, plan)
+
+        state = built(plan)
+        check_exportable(experiment.judged(state))
+        if experiment.figures is not None or config.patience is not None:
+            # What can't be evaluated, or is not, is to be refused now, and not after an epoch.
+            found = experiment.validate(state, validation.first(10), training.first(10))
+            rank_by(*config.selection)(found.figures)
+        start = find_start(config, file, data, state, plan, built)
+        if start.finished is not None:
+            screen.say(start.finished)
             return 0
         state.assign(start.at.variables.values())
         start_up.done("network")
-        per_epoch = steps_per_epoch(len(training), config.batch_size)
-        record = stack.enter_context(begin(start, directory, state, per_epoch, total_steps))
-        go_on = shlex.join(["python", sys.argv[0], "--resume", str(record.path)])
+        run = stack.enter_context(begin(start, directory, state))
+        go_on = shlex.join(["python", sys.argv[0], "--resume", str(run.path)])
         try:
-            screen.log_to(record.path / "log.txt")
+            screen.log_to(run.path / "log.txt")
             start_up.done("recording")
-            there = f"Training for {total_steps - start.at.step} steps; see {record.path}"
+            there = f"Training for {plan.steps - start.at.step} steps; see {run.path}"
             screen.say("\n".join([*start.notes, there]))
-            reports = stop.unless_stopped(
-                train,
-                state,
-                step,
-                training,
-                epochs=config.epochs,
-                batch_size=config.batch_size,
-                steps_per_call=config.steps_per_call,
-                report_every=config.log_every,
-                early_every=config.checkpoint_interval[0],
-                report_now=lambda done: stop.is_set() or record.checkpoints.due(done),
-                unreported=start.at.unreported,
-                profile=config.profile and Profile(*config.profile, record.path),
-                show_graph=record.show_graph,
-                compiled=not config.eager,
-            )
-            if reports is not None:
-                start_up.done("tracing")
-                screen.say(f"Ready to train after {start_up}")
-                progress = TrainingProgress(screen, config.epochs, total_steps, start.at.step)
-                record_training(reports, state, training, validation, record, progress, stop)
-            if stop.unless_stopped(finish, state, config, data, record, screen):
-                return 0
+            splits = (training, validation)
+            train_in_loop(experiment, state, splits, plan, run, stop, screen, start_up)
+            with stop.leaving():
+                if not stop.is_set():
+                    finish(experiment, state, data, validation, run, screen)
+                    return 0
         except NonFiniteError as error:
             screen.say("Looking for the step in which it happened ...")
-            bundle = stop.unless_stopped(
-                write_replay_bundle, record, state, step, training, total_steps, str(error)
-            )
+            bundle, what = None, (experiment.step, experiment.indices, training, plan)
+            with stop.leaving():
+                bundle = write_replay_bundle(run, state, *what, reason=str(error))
             look = f"look closer: python -m research replay {shlex.quote(str(bundle))}"
             raise NonFiniteError(f"{error}; {look if bundle else go_on}") from error
         except StorageError as error:
             raise StorageError(f"{error}, then go on: {go_on}") from error
         done = int(state.step.numpy())
-        screen.say(f"Stopped by {stop} after {done} of {total_steps} steps. Go on: {go_on}")
+        screen.say(f"Stopped by {stop} after {done} of {plan.steps} steps. Go on: {go_on}")
         return stop.exit_status
 
 
-def record_training(
-    reports: Iterator[Report],
+def train_in_loop(
+    experiment: Experiment,
     state: State,
-    training: Split,
-    validation: Split,
-    record: Run,
-    progress: TrainingProgress,
+    splits: tuple[Split, Split],
+    plan: Plan,
+    run: Run,
     stop: StopRequest,
+    screen: Screen,
+    start_up: StartUp,
 ) -> None:
-    """The loop: what happens between two reports on training."""
-    wall_time = WallTime()
-
-    def validate_now(step: int) -> None:
-        wall_time.switch("validation")
-        # If a signal ends it, a resumed run begins with it.
-        found = stop.unless_stopped(validate, state.model, validation, training)
-        wall_time.switch("logging")
-        if found is not None:
-            record.recorder.validation(step, found, validation)
-            progress.show_validation(step, found.figures)
-
-    with progress:
-        if record.recorder.validation_due:
-            validate_now(int(state.step.numpy()))
-        wall_time.switch("training")
-        for report in reports:
-            wall_time.switch("logging")
-            progress.show(report)
-            if report.due:
-                record.recorder.training(report, state, training, wall_time)
-            if report.epoch_ended:
-                validate_now(report.step)
-            wall_time.switch("checkpointing")
-            stopping = stop.is_set()  # asked once: it may be set between two lines
-            if stopping or record.checkpoints.due(report.step):
-                record.checkpoints.save(state, None if report.due else report)
-            if stopping:
-                return
-            wall_time.switch("training")
-        record.checkpoints.save(state)
+    """Trains from where the run stands, in the experiment's loop, until that ends or a signal."""
+    config, start = run.start.config, run.start.at
+    with stop.leaving():
+        reports = train(
+            *(state, experiment.step, splits[0]),
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            indices=experiment.indices,
+            steps_per_call=config.steps_per_call,
+            report_every=config.log_every,
+            early_every=config.checkpoint_interval[0],
+            report_now=lambda done: stop.is_set() or run.checkpoints.due(done),
+            unreported=start.unreported,
+            profile=config.profile and Profile(*config.profile, run.path),
+            show_graph=run.show_graph,
+            compiled=not config.eager,
+        )
+        start_up.done("tracing")
+        screen.say(f"Ready to train after {start_up}")
+    if stop.is_set():
+        return
+    with TrainingProgress(screen, plan, start.step) as progress:
+        training = Training(experiment, config, state, reports, splits, run, progress, stop)
+        if not start.ended:
+            experiment.loop(training)
+        by_itself = not stop.is_set() and not training.patience_over()
+        training.save(ended=by_itself and int(state.step.numpy()) < plan.steps)
 
 
-def load(config: AnyConfig, screen: Screen) -> tuple[Dataset, Split, Split]:
+def load(config: Config, screen: Screen) -> tuple[Dataset, Split, Split]:
     """The data that the configuration asks for: all of it, what to train on, what to validate on.
 
     As in the well-known Keras script the test set is what is validated on, and nothing is
-    selected by it; with a held-out split the test set waits for the end.
+    selected by it; with a held-out split the test set is left alone.
     """
     data = load_mnist(screen.say) if config.data is None else read_dataset(config.data)
     data = data.first(config.examples)
     training, validation = data.train, data.test
     if config.holdout:
-        training, validation = hold_out(training, config.holdout, config.seed)
+        seed = config.seed if config.holdout_seed is None else config.holdout_seed
+        training, validation = hold_out(training, config.holdout, seed)
     for split in dict.fromkeys((training, validation, data.test)):
         screen.say(f"{split.name} images {split.images.shape}, labels {split.labels.shape}")
     return data, training, validation
 
 
-def finish(state: State, config: Config, data: Dataset, record: Run, screen: Screen) -> bool:
-    """Saves mnist.h5 and evaluates it on the test set."""
+def refuse_what_does_not_fit(config: Config, plan: Plan, screen: Screen) -> None:
+    """Refuses options that the data, or the machine, show to be impossible."""
+    if config.profile is not None:
+        first, last = config.profile
+        within = f"the run has {plan.steps} steps; give two of them"
+        require("profile", f"{first} {last}", last <= plan.steps, within)
+    if config.precision == "mixed_bfloat16" and not calculates_with_bfloat16():
+        screen.say("There is no hardware for bfloat16 here: --precision float32 would be faster.")
+
+
+def finish(
+    experiment: Experiment,
+    state: State,
+    data: Dataset,
+    validation: Split,
+    run: Run,
+    screen: Screen,
+) -> None:
+    """Saves mnist.h5 and evaluates it: on held-out examples, or where there are none on the test.
+
+    With ``--patience`` these are the weights of the best validation.
+    """
+    config, step = run.start.config, int(state.step.numpy())
+    if config.patience is not None and (at := run.checkpoints.best(state)) is not None:
+        state.assign(at.variables.values())
+        screen.say(f"The validation after step {at.step} was the best; its weights are saved.")
     screen.say("Training finished successfully.")
-    h5 = record.path / "mnist.h5"
-    images, labels = data.test.images, data.test.labels
-    saved = export_h5(state.model, h5, images[:1000], state.optimizer)
-    probabilities = predict_probabilities(saved, images)
-    test = evaluate_probabilities(probabilities, labels)
-    embedding = embed(saved, images[:EMBEDDED])
-    record.finish(int(state.step.numpy()), test, probabilities, embedding, data)
-    low, high = test.accuracy_interval
-    screen.say(f"Test loss: {test.loss:.4f}")
-    screen.say(f"Test accuracy: {test.accuracy:.4f} (95% interval {low:.4f} to {high:.4f})")
+    h5 = run.path / "mnist.h5"
+    saved = export_h5(experiment.judged(state), h5, validation.images[:1000], state.optimizer)
+    splits = [validation] if not (config.holdout and config.test) else [validation, data.test]
+    # The figures are those of the file, which computes in float32.
+    found = {split: experiment.validate(state, split, model=saved) for split in splits}
+    for split, figures in found.items():
+        run.recorder.final(step, figures, embed(saved, split.images[:EMBEDDED]), split)
+        low, high = figures.evaluation.accuracy_interval
+        name = "Test" if split is data.test else "Held-out"
+        screen.say(f"{name} loss: {figures.evaluation.loss:.4f}")
+        screen.say(
+            f"{name} accuracy: {figures.evaluation.accuracy:.4f} "
+            f"(95% interval {low:.4f} to {high:.4f})"
+        )
+    run.finish(step, int(state.step.numpy()), found, data.source)
     screen.say(f"Saved model: {h5}")
-    screen.say(f"Look closer: python -m research evaluate {shlex.quote(str(record.path))}")
-    which = "" if config.run_dir is None else f" {shlex.quote(str(record.path))}"
+    screen.say(f"Look closer: python -m research evaluate {shlex.quote(str(run.path))}")
+    which = "" if config.run_dir is None else f" {shlex.quote(str(run.path))}"
     screen.say(f"Watch metrics: python -m research board{which}")
-    return True

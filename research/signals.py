@@ -5,20 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Iterator
 from types import FrameType, TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 # Ctrl-C, schedulers and shutdowns, schedulers' warnings, a terminal or connection that is lost,
 # and a limit on CPU time.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGXCPU)
 
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
-
 
 class _GiveUp(BaseException):
-    """Leaves what ``StopRequest.unless_stopped`` is calling."""
+    """Leaves what stands in ``StopRequest.leaving``."""
 
 
 class StopRequest:
@@ -26,7 +23,7 @@ class StopRequest:
 
     Python hears a signal between two calls into TensorFlow. Whoever trains looks at ``signal``
     after each of these, and stops where nothing is lost. What can as well be done again later,
-    such as an evaluation, is called through ``unless_stopped`` and left at once. Where SIGHUP is
+    such as an evaluation, stands in the context ``leaving`` and is left at once. Where SIGHUP is
     ignored, as under ``nohup``, it stays ignored.
 
     Attributes:
@@ -49,27 +46,21 @@ class StopRequest:
         """What shells give a program that a signal has ended: 128 and its number."""
         return 128 + (self.signal or 0)
 
-    def unless_stopped(
-        self,
-        function: Callable[Parameters, Result],
-        *arguments: Parameters.args,
-        **options: Parameters.kwargs,
-    ) -> Result | None:
-        """Calls a function that changes nothing that matters; None if a signal came first.
+    @contextlib.contextmanager
+    def leaving(self) -> Iterator[None]:
+        """Leaves this context as soon as a signal comes, wherever it is.
 
-        A signal within the call ends it, wherever it is; so it must leave no file half-written.
+        It is for what changes nothing that matters; so it must leave no file half-written.
         """
+        self._leaving = self.signal is None
         try:
-            self._leaving = True
-            if self.signal is None:
-                return function(*arguments, **options)
+            yield
         except BaseException:
             # Where it was left, libraries may have put an error of their own in the place of ours.
             if self.signal is None:
                 raise
         finally:
             self._leaving = False
-        return None
 
     def __enter__(self) -> StopRequest:
         self._before: dict[signal.Signals, Any] = {

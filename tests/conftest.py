@@ -14,6 +14,7 @@ from typing import Any
 
 import research
 from research.config import Config
+from research.data.batches import Plan
 from research.data.dataset import Dataset, Split
 from research.network.mnist_cnn import MnistCNN
 from research.processor import onednn_aborts
@@ -83,18 +84,17 @@ def make_state(
 
 
 @contextlib.contextmanager
-def begun(
-    config: Config, dataset: Dataset, state: State, total_steps: int = 16, per_epoch: int = 8
-) -> Iterator[Run]:
+def begun(config: Config, dataset: Dataset, state: State, examples: int = 250) -> Iterator[Run]:
     """A run of the reference experiment at work, its state as it starts."""
     experiment = EXPERIMENTS / "mnist_cnn.py"
     with contextlib.ExitStack() as stack:
         directory = None
         if config.resume is not None:
             directory = stack.enter_context(lock_directory(config.resume))
-        start = find_start(config, experiment, dataset, state, total_steps)
+        plan = Plan(examples, config.batch_size, config.epochs)
+        start = find_start(config, experiment, dataset, state, plan, lambda plan: state)
         state.assign(start.at.variables.values())
-        yield stack.enter_context(begin(start, directory, state, per_epoch, total_steps))
+        yield stack.enter_context(begin(start, directory, state))
 
 
 def run_python(
@@ -171,6 +171,7 @@ def finished_run(data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     result = run_python(
         *(EXPERIMENTS / "mnist_cnn.py", "--data", data_file, "--epochs", "3"),
         *("--batch-size", "32", "--log-every", "4", "--holdout", "50", "--dense-width", "16"),
+        "--test",
         cwd=folder,
     )
     assert result.returncode == 0, result.stdout + result.stderr
@@ -185,4 +186,4 @@ def step() -> Callable[[State, Any, Any], dict[str, Any]]:
     """The reference experiment's step."""
     from research.tools.load_experiment import load_experiment
 
-    return load_experiment(EXPERIMENTS / "mnist_cnn.py")[2]
+    return load_experiment(EXPERIMENTS / "mnist_cnn.py").step

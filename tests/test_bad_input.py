@@ -44,7 +44,7 @@ def complaint(result: Result) -> str:
         ("--batch-size -5", ["--batch-size -5", "at least 1"]),
         ("--learning-rate nan", ["--learning-rate nan", "above 0"]),
         ("--learning-rate 0", ["--learning-rate 0", "above 0"]),
-        ("--learning-rate 1e-46", ["--learning-rate 1e-46", "float32"]),
+        ("--learning-rate 1e-36", ["--learning-rate 1e-36", "from 1e-20"]),
         ("--batch-size 9223372036854775808", ["--batch-size 9223372036854775808"]),
         ("--data " + 300 * "x", ["xxx", "no such file"]),
         ("--run-dir " + 300 * "x", ["xxx", "can't be created"]),
@@ -60,7 +60,13 @@ def complaint(result: Result) -> str:
         ("--steps-per-call 0", ["--steps-per-call 0"]),
         ("--log-every 0", ["--log-every 0"]),
         ("--dense-width 0", ["--dense-width 0"]),
+        ("--dense-width 4700", ["dense_width 4700", "at most"]),
+        ("--dense-width 1000000", ["dense_width 1000000", "at most"]),
         ("--dropout 0.5 1", ["--dropout 1", "below 1"]),
+        ("--patience 0 --holdout 9", ["--patience 0", "at least 1"]),
+        ("--patience 3", ["--patience 3", "--holdout"]),
+        ("--select-by accuracy", ["--select-by accuracy", "lowest loss"]),
+        ("--holdout-seed -1", ["--holdout-seed -1", "2147483647"]),
         ("--holdout -1", ["--holdout -1"]),
         ("--holdout 10 --examples 10", ["--holdout 10", "--examples 10"]),
         ("--examples 0", ["--examples 0"]),
@@ -332,11 +338,12 @@ def test_predict(tmp_path: Path, run_here: RunHere, dataset: Dataset) -> None:
         (None, "no such file"),
         ("def", "not a program"),
         ("import nowhere", "not a program"),
-        ("x = 1", "Config"),
+        ("x = 1", "it makes no experiment"),
         (
             "from research.config import Config as Base\nimport dataclasses\n"
             "@dataclasses.dataclass(frozen=True, kw_only=True)\nclass Config(Base):\n    new: int\n"
-            "build = step = None",
+            "from research.experiment import Experiment\n"
+            "experiment = Experiment(config=Config, build=None, step=None)",
             "give each option a default",
         ),
     ],

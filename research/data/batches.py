@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from research.data.dataset import NUM_CLASSES, Split
+from research.data.dataset import NUM_CLASSES
 from research.seeds import derive_seed
 
 import tensorflow as tf
 
 
-def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Number of batches in which each example occurs once; the last may be smaller."""
-    return -(-num_examples // batch_size)
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How training goes over its examples.
 
+    Attributes:
+        examples: number of training examples, at least 1.
+        batch_size: examples per step, over all replicas.
+        epochs: passes over the examples, fractions allowed.
+    """
 
-def steps_of_epochs(epochs: float, num_examples: int, batch_size: int) -> int:
-    """Number of steps in so many epochs, which need not be a whole number; at least 1."""
-    return max(1, round(epochs * steps_per_epoch(num_examples, batch_size)))
+    examples: int
+    batch_size: int
+    epochs: float
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of batches in which each example occurs once; the last may be smaller."""
+        return -(-self.examples // self.batch_size)
 
-def ends_epoch(step: int, per_epoch: int, total_steps: int) -> bool:
-    """Whether an epoch, or all of training, ends with the last of so many steps, at least 1."""
-    return step % per_epoch == 0 or step == total_steps
+    @property
+    def steps(self) -> int:
+        """Number of steps in all, at least 1."""
+        return max(1, round(self.epochs * self.steps_per_epoch))
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether an epoch, or all of training, ends with the last of so many steps, 1 or more."""
+        return step % self.steps_per_epoch == 0 or step == self.steps
 
 
 def epoch_order(seed: int, epoch: Any, num_examples: int) -> Any:
@@ -53,18 +68,16 @@ def batch_indices(order: Any, step_in_epoch: Any, batch_size: int) -> Any:
     return order[start : start + batch_size]
 
 
-def batch_of_step(seed: int, step: int, split: Split, batch_size: int) -> tuple[Any, Any]:
-    """The batch that a step works on, as ``take_batch`` returns it.
+def indices_of_step(seed: int, step: Any, plan: Plan) -> Any:
+    """Which examples a step works on, where each is used once an epoch: int64 [B].
 
     Args:
         seed: the run's seed, 0 to 2**31 - 1.
-        step: number of steps done before.
-        split: what is trained on.
-        batch_size: examples per step.
+        step: number of steps done before, an integer or an int64 scalar.
+        plan: how training goes over its examples.
     """
-    epoch, in_epoch = divmod(step, steps_per_epoch(len(split), batch_size))
-    indices = batch_indices(epoch_order(seed, epoch, len(split)), in_epoch, batch_size)
-    return take_batch(split.images, split.labels, indices)
+    order = epoch_order(seed, step // plan.steps_per_epoch, plan.examples)
+    return batch_indices(order, step % plan.steps_per_epoch, plan.batch_size)
 
 
 def take_batch(images: Any, labels: Any, indices: Any) -> tuple[Any, Any]:

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 NUM_CLASSES = 10
+# What splits are called.
+TRAIN, HOLDOUT, TEST = "train", "holdout", "test"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,5 +86,5 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     held_out[np.random.default_rng([seed, 0x401D]).permutation(len(split))[:count]] = True
     return (
         Split(split.images[~held_out], split.labels[~held_out], split.name),
-        Split(split.images[held_out], split.labels[held_out], "holdout"),
+        Split(split.images[held_out], split.labels[held_out], HOLDOUT),
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
+from research.config import Config as BaseConfig
+from research.config import require
 from research.errors import InputError
 from research.network.layers import Conv2D, bias_relu, dropout
 from research.network.limits import refuse_too_many_parameters
@@ -12,6 +15,23 @@ from research.processor import onednn_aborts
 
 import numpy as np
 import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(BaseConfig):
+    """The options of every experiment, and those of this network."""
+
+    dense_width: int = 256
+    """Units of the network's hidden dense layer."""
+    dropout: tuple[float, float] = (0.25, 0.5)
+    """Fraction dropped after pooling, and after the hidden dense layer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        width = self.dense_width
+        require("dense_width", width, 1 <= width < 2**31, "give a whole number of at least 1")
+        for rate in self.dropout:
+            require("dropout", rate, 0 <= rate < 1, "give two rates of at least 0 and below 1")
 
 
 class MnistCNN(tf.keras.Model):

@@ -51,6 +51,8 @@ class Checkpoint:
         seconds: how long the run has been going on, without the time between two processes.
         unreported: what was measured since the last report that was recorded.
         logged: how much had been recorded.
+        validation_due: whether a validation had begun and had not been recorded.
+        ended: whether the experiment's loop had ended training before all steps were done.
     """
 
     run: str
@@ -58,6 +60,8 @@ class Checkpoint:
     seconds: float = 0.0
     unreported: Unreported = dataclasses.field(default_factory=Unreported)
     logged: Logged = dataclasses.field(default_factory=Logged)
+    validation_due: bool = False
+    ended: bool = False
 
     @property
     def step(self) -> int:
@@ -113,6 +117,8 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "seconds": checkpoint.seconds,
         "unreported_seconds": checkpoint.unreported.seconds,
         "logged": dataclasses.asdict(checkpoint.logged),
+        "validation_due": checkpoint.validation_due,
+        "ended": checkpoint.ended,
         "variables": list(checkpoint.variables),
         "history": list(checkpoint.unreported.history),
         "sha256": {name: _digest(array) for name, array in arrays.items()},
@@ -173,6 +179,8 @@ def read_checkpoint(path: Path, state: State, run: str | None = None) -> Checkpo
             seconds=about["seconds"],
             unreported=Unreported(unreported, about["unreported_seconds"]),
             logged=Logged(**about["logged"]),
+            validation_due=bool(about["validation_due"]),
+            ended=bool(about["ended"]),
         )
         named = checkpoint_path(path.parent, checkpoint.step)
         if path.name.startswith("step-") and path != named:

@@ -6,19 +6,19 @@ import collections
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from research.config import Config
-from research.data.batches import batch_of_step
-from research.data.dataset import Dataset, Split
+from research.data.batches import take_batch
+from research.data.dataset import Split
 from research.errors import StorageError
+from research.recording.checkpoints import Checkpoint
 from research.recording.logs import Logged, Logs
 from research.recording.metrics import MetricsFile
 from research.recording.run_directory import RunDirectory
 from research.recording.tensorboard import TEST, TRAIN, VALIDATION, Status, TensorBoardWriter
 from research.recording.wall_time import WallTime
-from research.results.evaluation import Evaluation, Validation
+from research.results.evaluation import Validation
 from research.training.state import State
 from research.training.train import INPUT_SECONDS, Report
 
@@ -34,13 +34,11 @@ class Recorder:
     Args:
         directory: the run's; its logs are those in ``logs``.
         logs: what has been recorded so far.
-        config: the run's options.
-        seconds: how long the run has been going on.
-        ends_epoch: says of a number of steps whether a validation is due after them.
+        at: the checkpoint that the run goes on from.
 
     Attributes:
         validations: the lines of metrics.jsonl about validation, in order.
-        validation_due: whether an epoch has ended and its validation has not been recorded.
+        validation_due: whether a validation has begun and has not been recorded.
 
     Raises:
         StorageError: here and by its methods, if a file can't be written.
@@ -50,21 +48,16 @@ class Recorder:
         self,
         directory: RunDirectory,
         logs: Logs,
-        config: Config,
-        seconds: float,
-        ends_epoch: Callable[[int], bool],
+        at: Checkpoint,
     ) -> None:
         self._directory = directory
-        self._config = config
-        self._began = time.monotonic() - seconds
+        self._began = time.monotonic() - at.seconds
         self._lines = collections.Counter(line["split"] for line in logs.parsed())
         self._metrics = MetricsFile(directory.path)
         self.board = TensorBoardWriter(directory.path)
         self.board.events |= {split: len(events) for split, events in logs.events.items()}
         self.validations = logs.of(VALIDATION)
-        trained = [line["step"] for line in logs.of(TRAIN)[-1:]]
-        validated = [line["step"] for line in self.validations[-1:]]
-        self.validation_due = any(map(ends_epoch, trained)) and trained != validated
+        self.validation_due = at.validation_due
 
     @property
     def seconds(self) -> float:
@@ -79,45 +72,43 @@ class Recorder:
             split: what is trained on.
             wall_time: what the time since the last report went into.
         """
+        last = report.last_step
+        if last is None:
+            return
         metrics = dict(report.metrics)
         steps = len(report.history[INPUT_SECONDS])
         shares = wall_time.split(metrics.pop(INPUT_SECONDS) * steps)
         speed = {"speed/examples_per_second": report.examples_per_second}
-        ratios = {k: v for k, v in report.last_step.items() if isinstance(v, float)}
+        ratios = {f"update_ratio/{layer}": ratio for layer, ratio in last.update_ratios.items()}
         self._record(TRAIN, report.step, metrics | speed | ratios | shares)
-        self.validation_due = report.epoch_ended
         if report.epoch_ended or report.step == steps:
-            batch = functools.partial(
-                batch_of_step, state.seed, report.step - 1, split, self._config.batch_size
-            )
-            returned = {k: v for k, v in report.last_step.items() if k not in ratios}
+            batch = functools.partial(take_batch, split.images, split.labels, last.indices)
             variables = state.weights(all_layers=True)
             weights = {name: tf.convert_to_tensor(v.value) for name, v in variables.items()}
-            self.board.training(report.step, weights, returned, batch)
+            self.board.training(report.step, weights, last.returned, batch)
 
     def validation(self, step: int, found: Validation, split: Split) -> None:
         """Records a validation on a split, after so many steps."""
         line = self._record(VALIDATION, step, found.figures)
-        self.board.evaluation(VALIDATION, step, found.evaluation, found.probabilities, split)
+        self.board.evaluation(VALIDATION, step, found, split)
         self.validations.append(line)
         self.validation_due = False
 
-    def test(
-        self, step: int, found: Evaluation, probabilities: Array, embedding: Array, data: Dataset
-    ) -> None:
-        """Records the evaluation of the finished model on the test set, for TensorBoard.
+    def final(self, step: int, found: Validation, embedding: Array, split: Split) -> None:
+        """Writes the evaluation of the finished model for TensorBoard.
 
         Args:
             step: number of steps done.
-            found: what ``probabilities`` [N, 10] amount to.
-            probabilities: the model's, on all of the test set.
-            embedding: [M, units], what goes into its last layer for the first M test examples.
-            data: the test set is part of it.
+            found: what the model does on the split.
+            embedding: [M, units], what goes into its last layer for the first M examples.
+            split: the test set, or held-out examples, whose figures validation has recorded.
         """
         self._directory.path  # noqa: B018 - raises where it is another directory by now
-        self.board.scalars(TEST, step, found.figures)
-        self.board.evaluation(TEST, step, found, probabilities, data.test)
-        self.board.embedding(embedding, probabilities, data.test)
+        folder = TEST if split.name == TEST else VALIDATION
+        if folder == TEST:
+            self.board.scalars(TEST, step, found.figures)
+            self.board.evaluation(TEST, step, found, split)
+        self.board.embedding(folder, embedding, found.probabilities, split)
         self.board.sync()
 
     def sync(self) -> Logged:

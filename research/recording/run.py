@@ -9,18 +9,16 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from research.config import Config, config_as_json, decisive_options
-from research.data.batches import batch_of_step, ends_epoch
-from research.data.dataset import Dataset, Split
+from research.data.dataset import Split
 from research.files import (
     is_regular,
     move_aside,
     remove_partial_files,
-    replaced_atomically,
     sha256,
     storage_errors,
     write_json,
@@ -44,14 +42,10 @@ from research.recording.run_directory import (
 )
 from research.recording.start import FINISHED, Start
 from research.recording.tensorboard import TEST, Status
-from research.results.evaluation import Evaluation
+from research.results.evaluation import Validation
+from research.results.selection import best, rank_by
 from research.training.state import State
-from research.training.train import Report, Step, Unreported, go_to_non_finite
-
-import numpy as np
-import numpy.typing as npt
-
-Array = npt.NDArray[Any]
+from research.training.train import Report, Unreported
 
 # How much of what is not committed TensorBoard shows, in bytes.
 MOST_SHOWN = 20_000
@@ -65,7 +59,6 @@ class Checkpoints:
         at: the checkpoint that it goes on from, which is in the directory.
         recorder: what has been recorded; a checkpoint says how much.
         config: how often checkpoints are saved, and how many are kept.
-        from_step: validations after fewer steps belong to the run that this one was forked from.
     """
 
     def __init__(
@@ -74,26 +67,26 @@ class Checkpoints:
         at: Checkpoint,
         recorder: Recorder,
         config: Config,
-        from_step: int,
     ) -> None:
         self._directory = directory
         self._run = at.run
         self._recorder = recorder
         self._config = config
-        self._from_step = from_step
         self._interval = config.checkpoint_interval  # asked for after every call
-        self._saved = (at.step, len(recorder.validations), not at.unreported)
+        self._saved = (at.step, len(recorder.validations), not at.unreported, at.ended)
         self._saved_time = time.monotonic()
 
     @property
     def best_step(self) -> int | None:
         """The step of the best validation; None without held-out examples.
 
-        Nothing may be selected on the test set.
+        Nothing may be selected on the test set. Of a fork only its own validations count: the
+        run that it was forked from keeps the checkpoints of the others.
         """
-        own = [v for v in self._recorder.validations if v["step"] >= self._from_step]
-        best = max(own, key=lambda v: (v["accuracy"], -v["loss"]), default=None)
-        return int(best["step"]) if best is not None and self._config.holdout else None
+        from_step = self._config.at_step or 0
+        own = [v for v in self._recorder.validations if v["step"] >= from_step]
+        position = best(own, rank_by(*self._config.selection)) if self._config.holdout else None
+        return None if position is None else int(own[position]["step"])
 
     def due(self, step: int) -> bool:
         """Whether it is time for a checkpoint, or the last validation was the best so far.
@@ -101,7 +94,7 @@ class Checkpoints:
         Args:
             step: number of steps done.
         """
-        saved_step, validations, _ = self._saved
+        saved_step, validations, *_ = self._saved
         if validations < len(self._recorder.validations) and self.best_step == step:
             return True
         steps, seconds = self._interval
@@ -109,7 +102,7 @@ class Checkpoints:
             seconds is not None and time.monotonic() - self._saved_time >= seconds
         )
 
-    def save(self, state: State, unrecorded: Report | None = None) -> None:
+    def save(self, state: State, unrecorded: Report | None = None, ended: bool = False) -> None:
         """Saves where the run stands, and removes checkpoints that are no longer to be kept.
 
         Does nothing where that has just been done.
@@ -117,12 +110,14 @@ class Checkpoints:
         Args:
             state: as it is after the last step.
             unrecorded: a report on the last steps that has not been recorded.
+            ended: whether the experiment's loop has ended training before all steps were done.
 
         Raises:
             NonFiniteError: if the state holds NaN or infinity; nothing is saved then.
             StorageError: if there is no room; the checkpoints before are intact.
         """
-        now = (int(state.step.numpy()), len(self._recorder.validations), unrecorded is None)
+        validations = len(self._recorder.validations)
+        now = (int(state.step.numpy()), validations, unrecorded is None, ended)
         if now == self._saved:
             return
         folder = self._directory.path / "checkpoints"
@@ -135,12 +130,14 @@ class Checkpoints:
             if unrecorded is not None
             else Unreported(),
             logged=self._recorder.sync(),
+            validation_due=self._recorder.validation_due,
+            ended=ended,
         )
         write_checkpoint(at, checkpoint_path(folder, at.step))
         self._saved, self._saved_time = now, time.monotonic()
-        best = self.best_step
+        chosen = self.best_step
         for path in checkpoint_paths(folder)[self._config.keep_checkpoints :]:
-            if best is None or path != checkpoint_path(folder, best):
+            if chosen is None or path != checkpoint_path(folder, chosen):
                 with storage_errors(path):
                     path.unlink()
 
@@ -148,6 +145,13 @@ class Checkpoints:
         """The newest checkpoint of this run that is not damaged."""
         paths = checkpoint_paths(self._directory.path / "checkpoints")
         return newest_good(paths, state, self._run)[0]
+
+    def best(self, state: State) -> Checkpoint | None:
+        """That of the best validation, if it is good."""
+        if (step := self.best_step) is None:
+            return None
+        path = checkpoint_path(self._directory.path / "checkpoints", step)
+        return newest_good([path], state, self._run)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,16 +187,21 @@ class Run:
         self.recorder.board.graph(graph)
 
     def finish(
-        self, step: int, test: Evaluation, probabilities: Array, embedding: Array, data: Dataset
+        self, step: int, exported: int, found: Mapping[Split, Validation], source: str
     ) -> None:
         """Records the evaluation of the finished model, and that the run has finished.
 
-        The arguments are those of ``Recorder.test``.
+        Args:
+            step: number of steps done.
+            exported: the step whose weights have been exported.
+            found: what the model does on each split.
+            source: says what the data are.
         """
-        self.recorder.test(step, test, probabilities, embedding, data)
         self.recorder.board.ended("success")
-        facts = {"data": data.source, "steps": step}
-        write_json(self.path / "evaluation.json", facts | dataclasses.asdict(test))
+        facts: dict[str, Any] = {"data": source, "steps": step, "exported_step": exported}
+        for split, validation in found.items():
+            facts[split.name] = dataclasses.asdict(validation.evaluation) | validation.figures
+        write_json(self.path / "evaluation.json", facts)
         left = ("mnist.h5", "mnist.h5.sha256", "evaluation.json", f"{TEST}/*")
         files = sorted(path for name in left for path in self.path.glob(name))
         digests = {str(path.relative_to(self.path)): sha256(path) for path in files}
@@ -200,16 +209,13 @@ class Run:
 
 
 @contextlib.contextmanager
-def begin(
-    start: Start, resumed: RunDirectory | None, state: State, per_epoch: int, total_steps: int
-) -> Iterator[Run]:
+def begin(start: Start, resumed: RunDirectory | None, state: State) -> Iterator[Run]:
     """Writes down what a run is, or that it goes on, and hands it over to be trained.
 
     Args:
         start: from ``find_start``.
         resumed: the directory of a run that is resumed; None creates one.
         state: has the values in ``start``.
-        per_epoch, total_steps: number of steps in an epoch, and in all.
 
     Raises:
         InputError: if the directory can't be created.
@@ -224,17 +230,11 @@ def begin(
         else:
             directory = resumed
             _go_on(directory, start)
-        recorder = Recorder(
-            directory,
-            start.logs,
-            config,
-            seconds=start.at.seconds,
-            ends_epoch=lambda step: ends_epoch(step, per_epoch, total_steps),
-        )
+        recorder = Recorder(directory, start.logs, start.at)
         status: Status = "failure"
         try:
             recorder.board.describe(_options(start), _texts(directory.path, start, state))
-            checkpoints = Checkpoints(directory, start.at, recorder, config, config.at_step or 0)
+            checkpoints = Checkpoints(directory, start.at, recorder, config)
             yield Run(start, directory, recorder, checkpoints)
             status = "unknown"
         finally:
@@ -274,46 +274,6 @@ def _go_on(directory: RunDirectory, start: Start) -> None:
     if start.logs.damage:
         at = dataclasses.replace(start.at, logged=start.logs.logged())
         write_checkpoint(at, checkpoint_path(run / "checkpoints", at.step))
-
-
-def write_replay_bundle(
-    run: Run, state: State, step: Step, split: Split, total_steps: int, reason: str
-) -> Path | None:
-    """Goes back to the last checkpoint, and on to the step that makes something non-finite.
-
-    What is needed to run that step again is left in a directory: the state before it, the
-    batch, the configuration with the seed, and the experiment's file.
-
-    Args:
-        run: whose last checkpoint it is.
-        state: is left as it was before that step.
-        step, split: what is trained, and on what.
-        total_steps: what the experiment's ``build`` was given.
-        reason: what was found to be non-finite.
-
-    Returns:
-        The directory; None if everything stayed finite this time.
-    """
-    config, until = run.start.config, int(state.step.numpy())
-    last = run.checkpoints.newest(state)
-    if last is None:
-        return None
-    state.assign(last.variables.values())
-    if not go_to_non_finite(state, step, split, batch_size=config.batch_size, until=until):
-        return None
-    done = int(state.step.numpy())
-    folder, experiment = run.path / f"replay-step-{done + 1:08d}", run.start.experiment
-    with storage_errors(folder), replaced_atomically(folder) as partial:
-        partial.mkdir()
-        at = Checkpoint(last.run, state.values())
-        write_checkpoint(at, partial / "state.safetensors")
-        images, labels = batch_of_step(state.seed, done, split, config.batch_size)
-        np.savez(partial / "batch.npz", images=images, labels=labels)
-        shutil.copyfile(experiment, partial / experiment.name)
-        about: dict[str, Any] = {"experiment": experiment.name, "reason": reason}
-        about |= {"total_steps": total_steps, "config": config_as_json(config)}
-        write_json(partial / "bundle.json", about)
-    return folder
 
 
 def _options(start: Start) -> dict[str, Any]:

@@ -18,7 +18,10 @@ from typing import Any
 from research.config import Config, config_as_json
 from research.errors import InputError, StorageError
 from research.files import storage_errors, sync, write_json, write_sealed_json
+from research.recording.code import copy_code
 
+# Where in it the experiment's code is kept.
+CODE = "code"
 # What a run directory is called until it holds all that it begins with.
 _NEW = ".new-run-"
 _SECONDS_UNTIL_ABANDONED = 60
@@ -145,7 +148,7 @@ def describe(
         config: its options.
         identity: what tells it from other runs, for config.json.
         environment, uncommitted: from ``research.recording.environment``.
-        experiment: the file of the experiment, of which a copy is kept.
+        experiment: the file of the experiment, whose code is kept.
 
     Raises:
         StorageError: if there is no room.
@@ -155,7 +158,7 @@ def describe(
     with storage_errors(folder):
         if uncommitted:
             (folder / "uncommitted.diff").write_bytes(uncommitted)
-        shutil.copyfile(experiment, folder / experiment.name)
+        copy_code(experiment, folder / CODE)
     write_json(folder / "environment.json", environment)
 
 

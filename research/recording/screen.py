@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from research.data.batches import Plan
 from research.files import storage_errors
 from research.stderr import DivertedStderr
 from research.training.train import Report
@@ -131,15 +132,13 @@ class TrainingProgress:
 
     Args:
         screen: where to show it.
-        epochs: number of epochs in all.
-        steps: number of steps in all.
+        plan: how many epochs and steps there are in all.
         done: how many of them are done already.
     """
 
-    def __init__(self, screen: Screen, epochs: float, steps: int, done: int = 0) -> None:
+    def __init__(self, screen: Screen, plan: Plan, done: int = 0) -> None:
         self._screen = screen
-        self._epochs = epochs
-        self._steps = steps
+        self._plan = plan
         self._first = done
         self._last_line = time.monotonic()
         self._seconds_reported = self._seconds = 0.0
@@ -153,14 +152,14 @@ class TrainingProgress:
             disable=not screen.console.is_terminal,
             transient=True,
         )
-        self._task = self._live.add_task("starting", total=steps, completed=done)
+        self._task = self._live.add_task("starting", total=plan.steps, completed=done)
 
     def show(self, report: Report) -> None:
         """Brings the display up to a report."""
         self._seconds = self._seconds_reported + report.seconds
         if report.due:  # one that is made early tells what the next will tell again
             self._seconds_reported = self._seconds
-        line = f"epoch {report.epoch}/{self._epochs:g}  step {report.step:,}"
+        line = f"epoch {report.epoch}/{self._plan.epochs:g}  step {report.step:,}"
         for name in ("loss", "accuracy"):
             if name in report.metrics:
                 line += f"  {name} {report.metrics[name]:.4f}"
@@ -173,9 +172,10 @@ class TrainingProgress:
 
     def show_validation(self, step: int, figures: Mapping[str, float]) -> None:
         """Prints a line that stays, with the figures measured after an epoch, or at the end."""
-        epoch = round(step * self._epochs / self._steps, 2)
-        values = "  ".join(f"{name} {figures[name]:.4f}" for name in ("loss", "accuracy"))
-        self._screen.say(f"epoch {epoch:g}/{self._epochs:g}  validation  {values}")
+        epoch = round(step * self._plan.epochs / self._plan.steps, 2)
+        shown = {k: v for k, v in figures.items() if not k.startswith("quality/")}
+        values = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        self._screen.say(f"epoch {epoch:g}/{self._plan.epochs:g}  validation  {values}")
 
     def __enter__(self) -> TrainingProgress:
         self._live.start()

@@ -7,11 +7,13 @@ import hashlib
 import json
 import re
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from research.config import Config, decisive_options
-from research.data.dataset import Dataset
+from research.data.batches import Plan
+from research.data.dataset import HOLDOUT, TEST, Dataset
 from research.errors import InputError, one_line
 from research.files import is_regular, read_json, read_sealed_json, sha256
 from research.recording.checkpoints import (
@@ -21,12 +23,19 @@ from research.recording.checkpoints import (
     newest_good,
     step_of,
 )
+from research.recording.code import code_of
 from research.recording.environment import describe_environment, differences
 from research.recording.logs import Logs, read_logs
+from research.recording.run_directory import CODE
 from research.recording.source import uncommitted_changes
+from research.recording.tensorboard import VALIDATION
+from research.results.selection import rank_by, waited
+from research.training.optimizer import learning_rate_at
 from research.training.state import State
 
 FINISHED = "finished.json"
+# Of how many steps the learning rate is compared, at most.
+LEARNING_RATES_COMPARED = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +53,7 @@ class Start:
         logs: what had been recorded by then.
         damaged: checkpoints of this run that can't be trusted.
         notes: what the user should know, one line each.
+        finished: what to say of a run that has ended and left all its files intact; else None.
     """
 
     config: Config
@@ -55,10 +65,16 @@ class Start:
     logs: Logs
     damaged: list[Path] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
+    finished: str | None = None
 
 
 def find_start(
-    config: Config, experiment: Path, data: Dataset, state: State, total_steps: int
+    config: Config,
+    experiment: Path,
+    data: Dataset,
+    state: State,
+    plan: Plan,
+    built: Callable[[Plan], State],
 ) -> Start:
     """Looks for what a run starts from; changes neither the state nor any file.
 
@@ -68,7 +84,8 @@ def find_start(
         experiment: the file of the experiment.
         data: what is trained and evaluated on.
         state: as the experiment builds it.
-        total_steps: how far the run is to go.
+        plan: how training goes over its examples, and how far.
+        built: makes a state for another plan.
 
     Raises:
         InputError: if the run can't start, with the reason.
@@ -91,13 +108,12 @@ def find_start(
         logs=Logs(),
     )
     if config.resume is not None:
-        start = _resumed(new, config.resume, state)
+        start = _resumed(new, config.resume, state, plan, built)
     else:
         start = new if config.fork is None else _forked(new, config.fork, state)
-    if start.at.step > total_steps:
+    if start.at.step > plan.steps:
         raise InputError(
-            f"--epochs {config.epochs:g}: of {total_steps} steps {start.at.step} are done; "
-            "give more"
+            f"--epochs {config.epochs:g}: of {plan.steps} steps {start.at.step} are done; give more"
         )
     return start
 
@@ -108,29 +124,45 @@ def name_of_run(identity: dict[str, str], config: Config) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def finished_accuracy(start: Start, total_steps: int) -> float | None:
-    """The test accuracy of a run that has done all its steps and left all its files intact."""
-    run = start.config.resume
-    if run is None:
+def _finished(start: Start, run: Path, plan: Plan) -> str | None:
+    """What there is to say of a run that has ended and left all its files intact."""
+    config, at = start.config, start.at
+    waiting = (
+        waited(start.logs.of(VALIDATION), rank_by(*config.selection)) if config.patience else 0
+    )
+    impatient = config.patience is not None and waiting >= config.patience
+    if not (at.ended or impatient or at.step == plan.steps) or start.logs.damage:
         return None
     try:
         finished = read_sealed_json(run / FINISHED)
-        if finished["step"] != total_steps or start.at.step != total_steps or start.logs.damage:
-            return None
         files = {run / name: digest for name, digest in finished["files"].items()}
         intact = all(is_regular(p) and sha256(p) == digest for p, digest in files.items())
-        return float(read_json(run / "evaluation.json")["accuracy"]) if intact else None
+        if finished["step"] != at.step or not intact:
+            return None
+        evaluation = read_json(run / "evaluation.json")
+        tested = TEST in evaluation
+        if config.test and not tested:
+            return None
+        accuracy = evaluation[TEST if tested else HOLDOUT]["accuracy"]
+        what = f"its {'test' if tested else 'held-out'} accuracy is {accuracy:.4f}"
+        if at.step == plan.steps:
+            return f"{run} is finished; {what}."
+        why = f"{waiting} validations were no better" if impatient else "its loop ended it"
+        best = f"the best was after step {evaluation['exported_step']}; " if impatient else ""
+        return f"{run} ended after {at.step} of {plan.steps} steps: {why}; {best}{what}."
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _resumed(new: Start, run: Path, state: State) -> Start:
+def _resumed(
+    new: Start, run: Path, state: State, plan: Plan, built: Callable[[Plan], State]
+) -> Start:
     """A run that goes on from its newest checkpoint."""
     try:
         fields = read_sealed_json(run / "config.json")
         identity = {name: str(fields[name]) for name in new.identity}
-        eager = bool(fields["eager"])
-    except (OSError, ValueError, KeyError) as error:
+        eager, epochs = bool(fields["eager"]), float(fields["epochs"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"--resume {run}: its config.json can't be read ({one_line(error)[:100]}); restore "
             "it, or start a new run"
@@ -147,6 +179,8 @@ def _resumed(new: Start, run: Path, state: State) -> Start:
             f"{damaged[0]}; no other checkpoint is good" if damaged else "its checkpoints are gone"
         )
         raise InputError(f"--resume {run}: {reason}: restore them, or start a new run")
+    if epochs != plan.epochs:
+        _refuse_another_past(state, built(dataclasses.replace(plan, epochs=epochs)), at.step, new)
     logs = read_logs(run, at.logged)
     environment, different = _compared(run, new, at.step)
     if eager != new.config.eager:
@@ -154,7 +188,7 @@ def _resumed(new: Start, run: Path, state: State) -> Start:
     notes = [f"{error}; moved aside" for error in damaged] + logs.damage
     if different:
         notes.append(f"Perhaps not bit for bit from here on: {'; '.join(different)}")
-    return dataclasses.replace(
+    start = dataclasses.replace(
         new,
         identity=identity,
         environment=environment,
@@ -163,6 +197,19 @@ def _resumed(new: Start, run: Path, state: State) -> Start:
         damaged=[error.path for error in damaged],
         notes=[*notes, f"Resuming {run} after step {at.step}"],
     )
+    return dataclasses.replace(start, finished=_finished(start, run, plan))
+
+
+def _refuse_another_past(now: State, before: State, done: int, new: Start) -> None:
+    """Refuses other epochs where the steps that are done would have had other learning rates."""
+    steps = range(0, done, -(-done // LEARNING_RATES_COMPARED)) if done else []
+    pairs = [(learning_rate_at(now, k), learning_rate_at(before, k)) for k in steps]
+    if any(a != b for a, b in pairs):
+        raise InputError(
+            f"--epochs {new.config.epochs:g}: the learning rate depends on the number of epochs, "
+            "so that with other epochs the run's past would be another; --fork "
+            f"{new.config.resume} makes it a new run"
+        )
 
 
 def _compared(run: Path, new: Start, step: int) -> tuple[dict[str, Any], list[str]]:
@@ -175,9 +222,12 @@ def _compared(run: Path, new: Start, step: int) -> tuple[dict[str, Any], list[st
         different = ["environment.json can't be read, and is begun afresh"]
     else:
         different = differences(before, new.environment)
-    copy = run / new.experiment.name
-    if not (is_regular(copy) and copy.read_bytes() == new.experiment.read_bytes()):
-        different.append(f"{copy.name} has been edited")
+    folder = new.experiment.resolve().parent
+    for path in code_of(new.experiment):
+        name = path.relative_to(folder)
+        copy = run / CODE / name
+        if not (is_regular(copy) and copy.read_bytes() == path.read_bytes()):
+            different.append(f"{name} has been edited")
     now = {"command": new.environment["command"], "step": step, "differences": list(different)}
     return before | {"resumed": [*resumed, now]}, different
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from research.data.dataset import NUM_CLASSES, Split
 from research.files import storage_errors, sync
 from research.recording import figures
-from research.results.evaluation import Evaluation, calibration_bins
+from research.results.evaluation import Validation, calibration_bins
 
 import numpy as np
 import numpy.typing as npt
@@ -155,38 +155,34 @@ class TensorBoardWriter:
             for name, kernel in list(kernels.items())[:1]:
                 layer = name.rpartition("/")[0] or name
                 summaries.append(_image(f"figures/filters_{layer}", figures.filters(kernel)))
-            for name, value in returned.items():
-                if value.shape.rank == 4:
-                    summaries.append(_image(name, figures.gallery(np.asarray(value[:SHOWN]))))
-                else:
-                    summaries.append(_histogram(name, np.asarray(value)))
+            summaries += _shown(returned)
             summaries += [_histogram(f"weights/{name}", value) for name, value in values.items()]
             return summaries
 
         self._later(TRAIN, step, draw)
 
-    def evaluation(
-        self, split: str, step: int, found: Evaluation, probabilities: Array, data: Split
-    ) -> None:
+    def evaluation(self, split: str, step: int, found: Validation, data: Split) -> None:
         """Draws the confusion matrix, the reliability diagram, PR curves and the worst mistakes.
+
+        And what the experiment shows of its own.
 
         Args:
             split: the folder.
             step: number of steps done.
-            found: what ``probabilities`` [N, 10] amount to.
-            probabilities: the model's, on all of ``data``.
+            found: what the model does on all of ``data``.
             data: what was evaluated on.
         """
+        probabilities, evaluation = found.probabilities, found.evaluation
 
         def draw() -> list[Any]:
             bins = calibration_bins(
                 probabilities.max(1).astype(np.float64), probabilities.argmax(1) == data.labels
             )
-            reliability = figures.reliability(bins, found.calibration_error)
+            reliability = figures.reliability(bins, evaluation.calibration_error)
             summaries = [
-                _image("figures/confusion", figures.confusion(found.confusion)),
+                _image("figures/confusion", figures.confusion(evaluation.confusion)),
                 _image("figures/reliability", reliability),
-                _image("figures/mistakes", figures.mistakes(found.most_wrong, data.images)),
+                _image("figures/mistakes", figures.mistakes(evaluation.most_wrong, data.images)),
             ]
             for digit in range(NUM_CLASSES):
                 # A softmax may round to 1 + 1e-7.
@@ -195,19 +191,20 @@ class TensorBoardWriter:
                     f"digits/{digit}", data.labels == digit, of_digit, PR_THRESHOLDS
                 )
                 summaries.append(curve)
-            return summaries
+            return summaries + _shown(found.shown)
 
         self._later(split, step, draw)
 
-    def embedding(self, vectors: Array, probabilities: Array, data: Split) -> None:
-        """Writes the Projector's files, into ``test/``.
+    def embedding(self, split: str, vectors: Array, probabilities: Array, data: Split) -> None:
+        """Writes the Projector's files.
 
         Args:
+            split: the folder.
             vectors: float32 [N, units], what the network makes of the first N of ``data``.
             probabilities: [N, 10], what it predicts for them.
             data: at least N examples.
         """
-        folder, count = self._folder / TEST, len(vectors)
+        folder, count = self._folder / split, len(vectors)
         config = ProjectorConfig()
         told = config.embeddings.add(
             tensor_name="penultimate layer",
@@ -300,6 +297,16 @@ def _image(tag: str, png: bytes) -> Any:
     metadata = image_metadata.create_summary_metadata(None, None, converted_to_tensor=True)
     tensor = make_tensor_proto(strings, dtype=np.object_, shape=[len(strings)])
     return Summary(value=[Summary.Value(tag=tag, metadata=metadata, tensor=tensor)])
+
+
+def _shown(returned: Mapping[str, Any]) -> list[Any]:
+    """Images [N, height, width, channels] as a gallery, vectors as a histogram, by name."""
+    found = []
+    for name, tensor in returned.items():
+        value = np.asarray(tensor[:SHOWN] if tensor.shape.rank == 4 else tensor)
+        image = value.ndim == 4
+        found.append(_image(name, figures.gallery(value)) if image else _histogram(name, value))
+    return found
 
 
 def _histogram(tag: str, values: Array) -> Any:

@@ -36,6 +36,7 @@ class WallTime:
         self._activity: Activity = "training"
         self._since = time.monotonic()
         self._seconds: dict[Activity, float] = {}
+        self._before: dict[Activity, float] = {}
 
     def switch(self, activity: Activity) -> None:
         """Says what is being done from here on."""
@@ -43,6 +44,11 @@ class WallTime:
         before = self._seconds.get(self._activity, 0.0)
         self._seconds[self._activity] = before + now - self._since
         self._activity, self._since = activity, now
+
+    def total(self, activity: Activity) -> float:
+        """The seconds that have gone into an activity in all."""
+        self.switch(self._activity)
+        return self._before.get(activity, 0.0) + self._seconds.get(activity, 0.0)
 
     def split(self, input_seconds: float) -> dict[str, float]:
         """Each activity's share of the time since this was last asked; they sum to 1.
@@ -54,6 +60,8 @@ class WallTime:
             Fractions by tag, ``time/<activity>``; 0 for what was not done.
         """
         self.switch(self._activity)
+        for activity, seconds in self._seconds.items():
+            self._before[activity] = self._before.get(activity, 0.0) + seconds
         activities: tuple[Activity, ...] = ("training", "validation", "logging", "checkpointing")
         spent = {f"time/{name}": self._seconds.pop(name, 0.0) for name in activities}
         spent["time/input"] = min(input_seconds, spent["time/training"])

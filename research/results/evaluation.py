@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from research.data.dataset import NUM_CLASSES, Split
 from research.errors import NonFiniteError
+from research.training.returned import sorted_by_kind
 
 import numpy as np
 import numpy.typing as npt
@@ -75,37 +77,54 @@ def evaluate(model: Any, split: Split) -> Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """How a model does on examples that it is not trained on, and on some that it is.
+    """How a model does on a split that it is not trained on.
 
     Attributes:
-        evaluation: on all of the validation split.
+        evaluation: on all of the split.
         probabilities: [N, 10], the model's there.
-        loss_on_training: mean categorical cross-entropy in nats, without dropout, on the first
-            of the training examples.
+        figures: what is drawn over the course of training, by TensorBoard's tags.
+        shown: images and vectors by name, for TensorBoard.
     """
 
     evaluation: Evaluation
     probabilities: npt.NDArray[np.float32]
-    loss_on_training: float
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """What is drawn over the course of training, by TensorBoard's tags."""
-        gap = self.evaluation.loss - self.loss_on_training
-        return self.evaluation.figures | {"quality/generalization_gap": gap}
+    figures: dict[str, float]
+    shown: Mapping[str, tf.Tensor] = dataclasses.field(default_factory=dict)
 
 
-def validate(model: Any, validation: Split, training: Split) -> Validation:
-    """Evaluates a model on all of a split, and on the first 1,000 examples of another.
+def validate(
+    model: tf.keras.Model,
+    split: Split,
+    training: Split | None = None,
+    further: Callable[[npt.NDArray[np.float32]], Mapping[str, Any]] = lambda probabilities: {},
+) -> Validation:
+    """Evaluates a model on all of a split.
 
     Args:
         model: see ``evaluate``.
-        validation: what it is not trained on.
-        training: what it is trained on.
+        split: what it is not trained on.
+        training: what it is trained on; from the loss on the first 1,000 of these examples,
+            without dropout, ``quality/generalization_gap`` follows.
+        further: further figures, a function of the model's probabilities [N, 10] on the split.
+            What it returns is sorted as a step's is: scalars, images, vectors.
+
+    Raises:
+        NonFiniteError: if a figure is NaN or infinite.
+        ValueError: if ``further`` returns anything else.
     """
-    probabilities = predict_probabilities(model, validation.images)
-    found = evaluate_probabilities(probabilities, validation.labels)
-    return Validation(found, probabilities, evaluate(model, training.first(1000)).loss)
+    probabilities = predict_probabilities(model, split.images)
+    found = evaluate_probabilities(probabilities, split.labels)
+    figures = found.figures
+    if training is not None:
+        gap = found.loss - evaluate(model, training.first(1000)).loss
+        figures["quality/generalization_gap"] = gap
+    own = further(probabilities)
+    scalars, shown = sorted_by_kind(own, "figures", figures) if own else ({}, {})
+    figures |= {name: float(value) for name, value in scalars.items()}
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise NonFiniteError(f"{name} became {value} in a validation")
+    return Validation(found, probabilities, figures, shown)
 
 
 def predict_probabilities(

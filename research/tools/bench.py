@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from research.config import require
+from research.data.batches import Plan
 from research.data.dataset import Dataset
 from research.data.mnist import load_mnist
 from research.errors import InputError
@@ -102,19 +103,19 @@ class Bench:
 
     def _run(self, screen: Screen) -> dict[str, Any]:
         """Measures, shows what was found, and returns it."""
-        config_type, build, step = load_experiment(self.experiment)
+        experiment = load_experiment(self.experiment)
         try:
-            config = config_type()
+            config = experiment.config()
         except TypeError as error:
             raise InputError(f"{self.experiment}: give each option a default ({error})") from error
         data = load_mnist(screen.say)
         if self.serve == "trainings":
-            serve_trainings(config, build, step, data.first(self.examples))
+            serve_trainings(experiment, config, data.first(self.examples))
         elif self.serve is not None:
-            serve(self.serve, config, build, step, data, self.steps)
+            serve(self.serve, experiment, config, data, self.steps)
         elif self.recording:
             return compare_recording(
-                *(config, build, step, data.first(self.examples), self.experiment),
+                *(experiment, config, data.first(self.examples), self.experiment),
                 blocks=self.blocks,
                 screen=screen,
             )
@@ -131,7 +132,9 @@ class Bench:
                     screen=screen,
                 )
         else:
-            flop = floating_point_operations(build(config, self.steps).model, config.batch_size)
+            plan = Plan(len(data.train), config.batch_size, config.epochs)
+            model = experiment.build(config, plan).model
+            flop = floating_point_operations(model, config.batch_size)
             found = {"gigaflop_per_step": flop / 1e9}
             found |= self._measure(data, config.batch_size, screen)
             self._show(found, screen)

@@ -9,16 +9,17 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from research.config import Config
+from research.data.batches import Plan
 from research.data.dataset import Dataset
+from research.experiment import Experiment
 from research.tools.bench_others import peak_memory
 from research.training.profiler import Profile
-from research.training.state import State
-from research.training.train import Step, train
+from research.training.train import train
 
 import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
@@ -29,19 +30,12 @@ PRODUCTS = 8
 PROFILED_STEPS = 10
 
 
-def serve(
-    loop: str,
-    config: Config,
-    build: Callable[[Any, int], State],
-    step: Step,
-    data: Dataset,
-    steps: int,
-) -> None:
+def serve(loop: str, experiment: Experiment, config: Config, data: Dataset, steps: int) -> None:
     """Answers each line of the standard input with a line of JSON.
 
     Args:
         loop: ``ours-float32``, ``ours-bfloat16``, ``products-float32`` or ``products-bfloat16``.
-        config, build, step: the experiment.
+        experiment, config: what is measured, with which options.
         data: its training examples are used.
         steps: in a turn. To ``turn`` the answer is the seconds that the next turn takes, and the
             most memory used so far, in MiB; to ``operations``, see there.
@@ -50,27 +44,29 @@ def serve(
     if number_format == "bfloat16":
         config = dataclasses.replace(config, precision="mixed_bfloat16")
     if kind == "ours":
-        turns = our_turns(config, build, step, data, steps)
+        turns = our_turns(experiment, config, data, steps)
     else:
-        turns = product_turns(config, build, steps)
+        turns = product_turns(experiment, config, data, steps)
     for line in sys.stdin:
         answer: dict[str, Any]
         if line.strip() == "operations":
-            answer = operations(config, build, step, data)
+            answer = operations(experiment, config, data)
         else:
             seconds = next(turns)
             answer = {"seconds": seconds, "peak_memory_mib": peak_memory()}
         print(json.dumps(answer), file=sys.__stdout__, flush=True)
 
 
-def our_turns(
-    config: Config, build: Callable[[Any, int], State], step: Step, data: Dataset, steps: int
-) -> Iterator[float]:
+def our_turns(experiment: Experiment, config: Config, data: Dataset, steps: int) -> Iterator[float]:
     """The seconds that each turn of ``steps`` steps of an experiment takes."""
-    state = build(config, steps)
+    state = experiment.build(config, Plan(len(data.train), config.batch_size, config.epochs))
     begun = time.perf_counter()
     for report in train(
-        state, step, data.train, epochs=10**6, batch_size=config.batch_size, report_every=steps
+        *(state, experiment.step, data.train),
+        epochs=10**6,
+        batch_size=config.batch_size,
+        indices=experiment.indices,
+        report_every=steps,
     ):
         if report.step % steps == 0:  # there is one at the end of an epoch, too
             yield time.perf_counter() - begun
@@ -78,13 +74,14 @@ def our_turns(
 
 
 def product_turns(
-    config: Config, build: Callable[[Any, int], State], steps: int
+    experiment: Experiment, config: Config, data: Dataset, steps: int
 ) -> Iterator[float]:
     """The seconds that the arithmetic of ``steps`` steps takes as large matrix products."""
     matrix = tf.random.stateless_uniform([PRODUCT_SIZE, PRODUCT_SIZE], seed=[0, 0])
     if config.precision == "mixed_bfloat16":
         matrix = tf.cast(matrix, tf.bfloat16)
-    model = build(config, steps).model
+    plan = Plan(len(data.train), config.batch_size, config.epochs)
+    model = experiment.build(config, plan).model
     wanted = steps * floating_point_operations(model, config.batch_size)
     while True:
         begun = time.perf_counter()
@@ -110,21 +107,20 @@ def floating_point_operations(model: Any, batch_size: int) -> int:
     return batch_size * total
 
 
-def operations(
-    config: Config, build: Callable[[Any, int], State], step: Step, data: Dataset
-) -> dict[str, float]:
+def operations(experiment: Experiment, config: Config, data: Dataset) -> dict[str, float]:
     """Milliseconds of a step by operation, ``<layer or scope> <operation>``, longest first.
 
     Operations that run beside one another both count in full.
     """
-    state = build(config, PROFILED_STEPS)
+    state = experiment.build(config, Plan(len(data.train), config.batch_size, config.epochs))
     seconds: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory(prefix="research-bench-") as folder:
         profile = Profile(PROFILED_STEPS + 1, 2 * PROFILED_STEPS, Path(folder))
         for _ in train(
-            *(state, step, data.train),
+            *(state, experiment.step, data.train),
             epochs=10**6,
             batch_size=config.batch_size,
+            indices=experiment.indices,
             until=2 * PROFILED_STEPS,
             report_every=2 * PROFILED_STEPS + 1,
             profile=profile,

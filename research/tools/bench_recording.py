@@ -6,32 +6,30 @@ import dataclasses
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 from research.config import Config
-from research.data.batches import steps_of_epochs, steps_per_epoch
+from research.data.batches import Plan
 from research.data.dataset import Dataset
-from research.experiment import record_training
-from research.recording.run import begin
+from research.experiment import Experiment
+from research.loop import Training
+from research.recording.run import Run, begin
 from research.recording.screen import Screen, TrainingProgress
 from research.recording.start import find_start
 from research.results.evaluation import evaluate
 from research.signals import StopRequest
 from research.tools.mean_and_spread import mean_and_spread
 from research.training.state import State
-from research.training.train import Report, Step, train
-
-Build = Callable[[Any, int], State]
+from research.training.train import Report, train
 
 
 def compare_recording(
+    experiment: Experiment,
     config: Config,
-    build: Build,
-    step: Step,
     data: Dataset,
-    experiment: Path,
+    file: Path,
     *,
     blocks: int,
     screen: Screen,
@@ -42,8 +40,8 @@ def compare_recording(
         config = dataclasses.replace(
             config, run_dir=Path(folder, "run"), epochs=1000, checkpoint_every="10000m"
         )
-        on = recorded_epochs(config, build, step, data, experiment, screen)
-        off = plain_epochs(config, build, step, data)
+        on = recorded_epochs(experiment, config, data, file, screen)
+        off = plain_epochs(experiment, config, data)
         next(on), next(off)  # these warm up
         pairs = []
         for block in range(1, blocks + 1):
@@ -63,40 +61,49 @@ def compare_recording(
 
 
 def recorded_epochs(
-    config: Config, build: Build, step: Step, data: Dataset, experiment: Path, screen: Screen
+    experiment: Experiment, config: Config, data: Dataset, file: Path, screen: Screen
 ) -> Generator[float, None, None]:
     """The seconds that each epoch of an experiment takes, a checkpoint at its end among them."""
-    total_steps = steps_of_epochs(config.epochs, len(data.train), config.batch_size)
+    plan = Plan(len(data.train), config.batch_size, config.epochs)
     stop = StopRequest()  # which listens only where it is entered
-    state = build(config, total_steps)
-    start = find_start(config, experiment, data, state, total_steps)
-    per_epoch = steps_per_epoch(len(data.train), config.batch_size)
-    with begin(start, None, state, per_epoch, total_steps) as record:
-        reports = train(
-            *(state, step, data.train),
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            report_now=record.checkpoints.due,
-            show_graph=record.show_graph,
-        )
+    state = experiment.build(config, plan)
+    start = find_start(config, file, data, state, plan, lambda plan: state)
+    with begin(start, None, state) as run:
+        reports = _reports(experiment, config, data, state, run)
         while True:
-            progress = TrainingProgress(screen, config.epochs, total_steps)
+            progress = TrainingProgress(screen, plan)
             begun = time.perf_counter()
-            epoch = _to_end_of_epoch(reports)
-            record_training(epoch, state, data.train, data.test, record, progress, stop)
+            epoch, splits = _to_end_of_epoch(reports), (data.train, data.test)
+            training = Training(experiment, config, state, epoch, splits, run, progress, stop)
+            with progress:
+                experiment.loop(training)
+            training.save()
             yield time.perf_counter() - begun
 
 
-def plain_epochs(config: Config, build: Build, step: Step, data: Dataset) -> Iterator[float]:
+def plain_epochs(experiment: Experiment, config: Config, data: Dataset) -> Iterator[float]:
     """The seconds that each epoch takes where all that happens is training and validation."""
-    state = build(config, steps_of_epochs(config.epochs, len(data.train), config.batch_size))
-    reports = train(state, step, data.train, epochs=config.epochs, batch_size=config.batch_size)
+    state = experiment.build(config, Plan(len(data.train), config.batch_size, config.epochs))
+    reports = _reports(experiment, config, data, state)
     while True:
         begun = time.perf_counter()
         for _ in _to_end_of_epoch(reports):
             pass
-        evaluate(state.model, data.test)
+        evaluate(experiment.judged(state), data.test)
         yield time.perf_counter() - begun
+
+
+def _reports(
+    experiment: Experiment, config: Config, data: Dataset, state: State, run: Run | None = None
+) -> Iterator[Report]:
+    return train(
+        *(state, experiment.step, data.train),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        indices=experiment.indices,
+        report_now=run.checkpoints.due if run else lambda done: False,
+        show_graph=run.show_graph if run else lambda graph: None,
+    )
 
 
 def _to_end_of_epoch(reports: Iterator[Report]) -> Iterator[Report]:

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from research.config import Config
-from research.data.batches import steps_of_epochs
+from research.data.batches import Plan
 from research.data.dataset import Dataset
-from research.recording.screen import Screen
+from research.experiment import Experiment
+from research.loop import Training
+from research.recording.screen import Screen, TrainingProgress
 from research.results.evaluation import evaluate
+from research.signals import StopRequest
 from research.tools.mean_and_spread import mean_and_spread
-from research.training.state import State
-from research.training.train import Step, train
+from research.training.train import train
 
 from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 from rich.table import Table
@@ -28,25 +30,31 @@ REFERENCE_EPOCHS = 12
 REFERENCE_BATCH_SIZE = 128
 
 
-def serve_trainings(
-    config: Config, build: Callable[[Any, int], State], step: Step, data: Dataset
-) -> None:
+def serve_trainings(experiment: Experiment, config: Config, data: Dataset) -> None:
     """Answers each line of the standard input, a seed, with a line of JSON.
 
-    It trains with that seed, on all training examples, and evaluates once on the test set. The
-    answer is the test ``accuracy`` and ``loss``, and the ``seconds`` of training, without tracing.
+    It trains with that seed, on all training examples, in the experiment's own loop, and evaluates
+    once on the test set. The answer is the test ``accuracy`` and ``loss``, and the ``seconds`` of
+    training, without tracing and validation.
     """
+    screen, stop = Screen(), StopRequest()
+    screen.console.quiet = True
     for line in sys.stdin:
         chosen = dataclasses.replace(config, seed=int(line))
-        examples, batch_size = len(data.train), chosen.batch_size
-        state = build(chosen, steps_of_epochs(chosen.epochs, examples, batch_size))
-        # This traces; the training itself is in what it returns.
-        reports = train(state, step, data.train, epochs=chosen.epochs, batch_size=batch_size)
+        plan = Plan(len(data.train), chosen.batch_size, chosen.epochs)
+        state = experiment.build(chosen, plan)
+        reports = train(
+            *(state, experiment.step, data.train),
+            epochs=chosen.epochs,
+            batch_size=chosen.batch_size,
+            indices=experiment.indices,
+        )
+        splits, progress = (data.train, data.test), TrainingProgress(screen, plan)
+        training = Training(experiment, chosen, state, reports, splits, None, progress, stop)
         begun = time.perf_counter()
-        for _ in reports:
-            pass
-        seconds = time.perf_counter() - begun
-        test = evaluate(state.model, data.test)
+        experiment.loop(training)
+        seconds = time.perf_counter() - begun - training.wall_time.total("validation")
+        test = evaluate(experiment.judged(state), data.test)
         answer = {"seconds": seconds, "accuracy": test.accuracy, "loss": test.loss}
         print(json.dumps(answer), file=sys.__stdout__, flush=True)
 
@@ -75,7 +83,7 @@ def compare_trainings(
     Returns:
         What was measured, in ``trainings`` a row for each seed.
     """
-    fit_steps = steps_of_epochs(REFERENCE_EPOCHS, examples, REFERENCE_BATCH_SIZE)
+    fit_steps = Plan(examples, REFERENCE_BATCH_SIZE, REFERENCE_EPOCHS).steps
     ask_fit("warm up")
     rows = _measure(ask_ours, ask_fit, trainings, fit_steps / steps, screen)
     table = Table("", "mean ± standard deviation", "median", "lowest", "highest")

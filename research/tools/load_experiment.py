@@ -6,14 +6,11 @@ import hashlib
 import importlib
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from research.config import Config
 from research.errors import InputError, one_line
-from research.training.state import State
-from research.training.train import Step
+from research.experiment import Experiment
 
 # Beside the package: the project is installed in place.
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -22,8 +19,8 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 _folders: list[str] = []
 
 
-def load_experiment(file: Path) -> tuple[type[Config], Callable[[Config, int], State], Step]:
-    """An experiment's Config, ``build`` and ``step``. Its main program is not run.
+def load_experiment(file: Path) -> Experiment:
+    """The experiment that a file makes. Its main program is not run.
 
     The file is executed afresh by each call, and so are the modules that it imports from its own
     folder: two calls share no module state. As when Python runs the file, its folder comes first
@@ -57,13 +54,14 @@ def load_experiment(file: Path) -> tuple[type[Config], Callable[[Config, int], S
         raise InputError(
             f"{file}: not a program that Python can load ({reason}){remedy}"
         ) from error
-    for name in ("Config", "build", "step"):
-        if not hasattr(module, name):
-            _leave_folder()
-            raise InputError(
-                f"{file}: it defines no {name}; an experiment has Config, build and step"
-            )
-    return module.Config, module.build, module.step
+    found = getattr(module, "experiment", None)
+    if not isinstance(found, Experiment):
+        _leave_folder()
+        raise InputError(
+            f"{file}: it makes no experiment; let it say experiment = Experiment(config=Config, "
+            "build=build, step=step)"
+        )
+    return found
 
 
 def _leave_folder() -> None:

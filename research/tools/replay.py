@@ -7,15 +7,17 @@ import json
 import os
 import re
 import traceback
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 from unittest import mock
 
 from research.config import config_from_json
+from research.data.batches import Plan
 from research.errors import InputError, one_line
 from research.files import read_json
 from research.recording.checkpoints import read_checkpoint
+from research.recording.run_directory import CODE
 from research.recording.screen import Screen
 from research.stderr import silenced_stderr
 from research.tools.load_experiment import load_experiment
@@ -64,7 +66,7 @@ class Replay:
             computed = watch(state, step, images, labels)
         except Exception as error:  # a step may fail in any way
             frames = traceback.extract_tb(error.__traceback__)
-            here = self.bundle.resolve()
+            here = self.bundle.resolve() / CODE
             lines = [frame.lineno for frame in frames if Path(frame.filename).parent == here]
             where = f", line {lines[-1]}" if lines else ""
             raise InputError(
@@ -152,22 +154,26 @@ def read_bundle(bundle: Path) -> tuple[State, Step, Any, Any, str]:
     """
     try:
         about = read_json(_file(bundle, "bundle.json"))
-        experiment = _file(bundle, Path(about["experiment"]).name)
-        config_type, build, step = load_experiment(experiment)
-        state = build(config_from_json(config_type, about["config"]), int(about["total_steps"]))
+        file = _file(bundle, f"{CODE}/{Path(about['experiment']).name}")
+        experiment = load_experiment(file)
+        config = config_from_json(experiment.config, about["config"])
+        state = experiment.build(config, Plan(**about["plan"]))
         if not isinstance(state, State):
             raise ValueError(f"its build returns {type(state).__name__}, not State")
         saved = read_checkpoint(_file(bundle, "state.safetensors"), state)
         state.assign(saved.variables.values())
         with np.load(_file(bundle, "batch.npz"), allow_pickle=False) as arrays:
-            images, labels = arrays["images"], arrays["labels"]
+            images, labels, indices = (arrays[k] for k in ("images", "labels", "indices"))
         count = len(labels)
         for array, shape in ((images, (count, 28, 28, 1)), (labels, (count, 10))):
             if array.shape != shape or array.dtype != np.float32:
                 raise ValueError(f"its batch holds {array.dtype}{array.shape}")
+        if indices.shape != (count,) or indices.dtype != np.int64:
+            raise ValueError("it does not say which examples its batch is made of")
         if not count:
             raise ValueError("its batch is empty")
-        return state, step, images, labels, str(about["reason"])
+        state = replace(state, indices=tf.constant(indices))
+        return state, experiment.step, images, labels, str(about["reason"])
     except InputError:
         raise
     except Exception as error:  # zipfile and NumPy raise errors of many kinds

@@ -59,7 +59,7 @@ class Verify:
     def run(self, screen: Screen) -> bool:
         """Prints each check and whether it holds; says whether all do."""
         say = (lambda line: None) if self.json else screen.say
-        config_type = load_experiment(self.experiment)[0]
+        config_type = load_experiment(self.experiment).config
         given = [*(("--data", str(self.data)) if self.data else ()), *self.options]
         config = parse(config_type, given)
         for name in ("resume", "fork", "run_dir"):

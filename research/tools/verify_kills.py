@@ -430,7 +430,9 @@ def left_by(run: Path) -> dict[str, Any]:
             {k: v for k, v in line.items() if not timing.fullmatch(k)} for line in lines
         ],
         "TensorBoard": {
-            path.name: _points(path) for path in (run / "train", run / "validation", run / "test")
+            name: _points(run / name)
+            for name in ("train", "validation", "test")
+            if (run / name).is_dir()
         },
         "evaluation.json": evaluation,
     }

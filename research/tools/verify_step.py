@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from research.config import Config, parse
-from research.data.batches import steps_of_epochs, steps_per_epoch
+from research.data.batches import Plan
 from research.data.dataset import Split, hold_out
 from research.errors import InputError, one_line
 from research.tools.check import Check, counted
@@ -83,31 +83,35 @@ class Trial:
     def __init__(
         self, experiment: Path, arguments: Sequence[str], split: Split, *, one_batch: bool = False
     ) -> None:
-        config_type, build, self.step = load_experiment(experiment)
-        config: Config = parse(config_type, arguments)
+        self.experiment = load_experiment(experiment)
+        config: Config = parse(self.experiment.config, arguments)
         if one_batch:
             config = dataclasses.replace(config, examples=config.holdout + config.batch_size)
         split = split.first(config.examples or len(split))
         if config.holdout:
-            split, _ = hold_out(split, config.holdout, config.seed)
+            seed = config.seed if config.holdout_seed is None else config.holdout_seed
+            split, _ = hold_out(split, config.holdout, seed)
         least = FIXED_BATCH_STEPS if one_batch else 2 * STEPS
         # Never fewer epochs: a warm-up, for instance, may not be longer than the training.
-        epochs = max(config.epochs, least / steps_per_epoch(len(split), config.batch_size))
+        plan = Plan(len(split), config.batch_size, config.epochs)
+        epochs = max(config.epochs, least / plan.steps_per_epoch)
         self.config, self.split = dataclasses.replace(config, epochs=epochs), split
-        total = steps_of_epochs(epochs, len(split), config.batch_size)
         with make_strategy(config.strategy, config.batch_size).scope():
-            self.state = build(self.config, total)
+            self.state = self.experiment.build(
+                self.config, dataclasses.replace(plan, epochs=epochs)
+            )
         self.traces = 0
         self.history: Arrays = {}
 
     def _counted(self, *arguments: Any) -> dict[str, Any]:
         self.traces += 1
-        return self.step(*arguments)
+        return self.experiment.step(*arguments)
 
     def reports(self, **options: Any) -> Iterator[Any]:
         """What ``train`` yields, of the epochs and batches that ``build`` has been told of."""
         epochs, batch_size = self.config.epochs, self.config.batch_size
-        chosen = {"epochs": epochs, "batch_size": batch_size, "report_every": 1000} | options
+        chosen: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size}
+        chosen |= {"indices": self.experiment.indices, "report_every": 1000} | options
         return train(self.state, self._counted, self.split, **chosen)
 
     def train(self, until: int, **options: Any) -> Arrays:
@@ -130,7 +134,8 @@ class Trial:
                 self.state.assign(start.values())
             report = next(reports)
             returned = {k: v for k, v in report.history.items() if k != INPUT_SECONDS}
-            looked_at = {k: np.asarray(v) for k, v in report.last_step.items()}
+            looked_at = {k: np.asarray(v) for k, v in report.last_step.returned.items()}
+            looked_at["indices"] = np.asarray(report.last_step.indices)
             yield Outcome(returned | looked_at, self.state.values())
 
 
@@ -271,7 +276,7 @@ def _distances(
 
 def _python_values(trial: Trial) -> dict[str, Any]:
     """What the experiment's file, its step and its layers keep in Python values, by name."""
-    step, model = trial.step, trial.state.model
+    step, model = trial.experiment.step, trial.state.model
     names = getattr(step, "__globals__", {})
     holders = {"": names, "step.": getattr(step, "__dict__", {}), "model.": vars(model)}
     holders |= {f"{layer.name}.": vars(layer) for layer in model.layers}

@@ -4,7 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
+from research.data.batches import Plan
+from research.training.schedules import Decay, LearningRate
+from research.training.state import State
+
 import tensorflow as tf
+
+
+def adadelta(
+    plan: Plan, peak: float, decay: Decay = "constant", warmup_epochs: float = 0.0
+) -> Adadelta:
+    """The reference experiment's optimizer: Adadelta, rho 0.95, epsilon 1e-7, on a schedule.
+
+    Args:
+        plan: how long training is.
+        peak: the highest learning rate, above 0.
+        decay: how it goes on after the warm-up, see ``schedules.LearningRate``.
+        warmup_epochs: for so many epochs it rises linearly.
+    """
+    warmup_steps = round(plan.steps * warmup_epochs / plan.epochs)
+    return Adadelta(LearningRate(peak, plan.steps, decay, warmup_steps), rho=0.95, epsilon=1e-7)
+
+
+def learning_rate_at(state: State, step: int) -> float | None:
+    """The learning rate of the step after so many; None where no Keras optimizer decides it."""
+    optimizer = getattr(state.optimizer, "inner_optimizer", state.optimizer)
+    if optimizer is None:
+        return None
+    schedule = getattr(optimizer, "_learning_rate", None)  # Keras has no public name for it
+    if isinstance(schedule, tf.keras.optimizers.schedules.LearningRateSchedule):
+        return float(schedule(step))
+    return float(optimizer.learning_rate)
 
 
 class Adadelta(tf.keras.optimizers.Adadelta):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 import tensorflow as tf
 
 # Names that the project gives to what it records itself.
 RESERVED = re.compile(
-    r"input_seconds|split|step|seconds|(speed|time|update_ratio|weights|figures)/.*"
+    r"input_seconds|examples|split|step|seconds|(speed|time|update_ratio|weights|figures)/.*"
 )
 KINDS = (
     "a scalar, images [N, height, width, channels] with 1, 3 or 4 channels, or a vector [N] for "
@@ -17,38 +18,50 @@ KINDS = (
 )
 
 
-def sorted_by_kind(returned: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Sorts what a step has returned into scalars, float32, and all else.
+def sorted_by_kind(
+    returned: Any, who: str = "the step", taken: Collection[str] = ()
+) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+    """Sorts what a step, or an evaluation, has returned into scalars, float32, and all else.
 
     All else are images [N, height, width, channels] and vectors [N], uint8 or float32.
+
+    Args:
+        returned: tensors by name.
+        who: has returned it; for messages.
+        taken: names that others have already.
 
     Raises:
         ValueError: if something is of no kind that can be recorded, or is not named.
     """
     if not isinstance(returned, dict) or not returned:
-        raise ValueError(f"the step returned {returned!r}; return a dictionary {{name: tensor}}")
+        raise ValueError(f"{who} returned {returned!r}; return a dictionary {{name: tensor}}")
     scalars, others = {}, {}
     for name, value in returned.items():
         if not isinstance(name, str) or not name:
-            raise ValueError(f"the step returned the key {name!r}; keys are strings, and not empty")
-        if RESERVED.fullmatch(name):
-            raise ValueError(f"the step returned the key {name!r}, which is taken; give it another")
-        tensor = _checked(name, value)
+            raise ValueError(f"{who} returned the key {name!r}; keys are strings, and not empty")
+        if RESERVED.fullmatch(name) or name in taken:
+            raise ValueError(f"{who} returned the key {name!r}, which is taken; give it another")
+        tensor = _checked(who, name, value)
+        if name in ("loss", "accuracy") and tensor.shape.rank != 0:
+            raise ValueError(
+                f"{who} returned {name!r} with shape {tensor.shape}, a number for each example; "
+                "take tf.reduce_mean of it"
+            )
         if tensor.shape.rank == 0:
             scalars[name] = tf.cast(tensor, tf.float32)
         else:
             others[name] = tensor if tensor.dtype == tf.uint8 else tf.cast(tensor, tf.float32)
-    if not scalars:
-        raise ValueError(f"the step returned no scalar, only {', '.join(others)}; return the loss")
+    if not scalars and not taken:
+        raise ValueError(f"{who} returned no scalar, only {', '.join(others)}; return the loss")
     return scalars, others
 
 
-def _checked(name: str, value: Any) -> Any:
+def _checked(who: str, name: str, value: Any) -> Any:
     try:
         tensor = tf.convert_to_tensor(value)
     except (TypeError, ValueError) as error:
         found = f"a {type(value).__name__}"
-        raise ValueError(f"the step returned {name!r}, {found}; it must be {KINDS}") from error
+        raise ValueError(f"{who} returned {name!r}, {found}; it must be {KINDS}") from error
     shape, dtype = tensor.shape, tensor.dtype
     number = dtype.is_floating or dtype.is_integer or (dtype.is_bool and shape.rank == 0)
     images = shape.rank == 4 and shape[3] in (1, 3, 4) and (dtype.is_floating or dtype == tf.uint8)
@@ -56,6 +69,6 @@ def _checked(name: str, value: Any) -> Any:
         return tensor
     remedy = "" if shape.rank is None or not number else "; tf.reshape(..., [-1]) makes a vector"
     raise ValueError(
-        f"the step returned {name!r} with shape {shape} and dtype {dtype.name}; it must be {KINDS}"
+        f"{who} returned {name!r} with shape {shape} and dtype {dtype.name}; it must be {KINDS}"
         + remedy
     )

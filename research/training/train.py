@@ -7,13 +7,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
-from research.data.batches import (
-    batch_indices,
-    epoch_order,
-    steps_of_epochs,
-    steps_per_epoch,
-    take_batch,
-)
+from research.data.batches import Plan, batch_indices, epoch_order, indices_of_step, take_batch
 from research.data.dataset import Split
 from research.errors import NonFiniteError
 from research.training.graph import with_names_of_the_code
@@ -25,13 +19,32 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-Step = Callable[[State, Any, Any], dict[str, Any]]
+Step = Callable[[State, tf.Tensor, tf.Tensor], dict[str, Any]]
+Indices = Callable[[State, Plan], tf.Tensor]
+History = dict[str, npt.NDArray[np.float32]]
 
-# What train adds to the scalars that a step returns: wall time until its batch was ready.
-INPUT_SECONDS = "input_seconds"
+# What train adds to the scalars that a step returns: wall time until its batch was ready, and the
+# number of examples in it.
+INPUT_SECONDS, EXAMPLES = "input_seconds", "examples"
 
 # Python hears a signal only between two calls of a compiled function: that bounds their length.
 SECONDS_PER_CALL = 0.4
+
+
+@dataclasses.dataclass(frozen=True)
+class LastStep:
+    """What is looked at in the last step before a report that is due, and in no other.
+
+    Attributes:
+        indices: int64 [B], which training examples its batch was made of.
+        returned: the images and vectors that the first replica's step returned, by name.
+        update_ratios: for each layer how far the step moved its weights: the ratio of the
+            Euclidean norms of the change and of the weights before, 0 where these are 0.
+    """
+
+    indices: tf.Tensor
+    returned: Mapping[str, tf.Tensor]
+    update_ratios: Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +55,13 @@ class Report:
         step: number of steps done since the start of training.
         epoch: the epoch that the last of these steps belongs to, counted from 1.
         epoch_ended: whether that step was the epoch's last, or the last of all.
-        due: whether a report was due here. One that is made early covers steps that the next
-            will cover too: nothing is missing from the others because of it.
         metrics: for each scalar that the step returns, its mean over the examples since then;
             and ``input_seconds``, the wall time until a step's batch was ready, likewise.
-        history: the same scalars step by step, each float32 [S].
-        last_step: where the report is due, what is looked at in its last step only: the images
-            and vectors that the first replica's step returns, by name, and for each layer
-            ``update_ratio/<layer>``, how far the step moved its weights, as the ratio of the
-            Euclidean norms of the change and of the weights before, 0 where these are 0.
+        history: the same scalars step by step, each float32 [S], and ``examples``, the number of
+            examples in each batch.
+        last_step: what was looked at in the last step, where a report was due after it. A report
+            that is made early covers steps that the next will cover too: nothing is missing from
+            the others because of it.
         examples: number of examples since then.
         seconds: wall time spent on these steps, without tracing, and without what the caller
             did between two reports.
@@ -59,12 +70,16 @@ class Report:
     step: int
     epoch: int
     epoch_ended: bool
-    due: bool
     metrics: dict[str, float]
-    history: dict[str, npt.NDArray[np.float32]]
-    last_step: Mapping[str, Any]
+    history: History
+    last_step: LastStep | None
     examples: int
     seconds: float
+
+    @property
+    def due(self) -> bool:
+        """Whether a report was due here."""
+        return self.last_step is not None
 
     @property
     def examples_per_second(self) -> float:
@@ -83,6 +98,53 @@ class Unreported:
         return len(next(iter(self.history.values()), ()))
 
 
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of the compiled function.
+
+    Attributes:
+        steps: how many steps it runs.
+        reaches: whether a report is to be made after it, due or early.
+        looked_at: whether the report is due; the call then has one step, which is looked at.
+    """
+
+    steps: int
+    reaches: bool
+    looked_at: bool
+
+
+def next_call(
+    done: int,
+    plan: Plan,
+    *,
+    until: int,
+    report_every: int,
+    early_every: int | None = None,
+    at_most: int,
+) -> Call:
+    """Decides how many steps the next call runs.
+
+    No call goes beyond a step after which there is something to do, and the last step before a
+    report that is due has a call to itself.
+
+    Args:
+        done: number of steps done, fewer than ``until``.
+        plan: how training goes over its examples.
+        until: training ends after so many steps, at most those of the plan.
+        report_every: a report is due each time this many steps are done, after each epoch, and
+            after the plan's last step.
+        early_every: an early report is made each time this many steps are done.
+        at_most: steps in one call, at least 1.
+    """
+    per_epoch = plan.steps_per_epoch
+    due = min(report_every - done % report_every, per_epoch - done % per_epoch, plan.steps - done)
+    early = early_every - done % early_every if early_every else due
+    ahead = min(due, early, until - done)
+    alone = ahead - (1 < ahead == due)
+    steps = min(alone, at_most)
+    return Call(steps, reaches=steps == ahead, looked_at=due == 1)
+
+
 def train(
     state: State,
     step: Step,
@@ -91,6 +153,7 @@ def train(
     epochs: float,
     batch_size: int,
     until: int | None = None,
+    indices: Indices | None = None,
     steps_per_call: int = 10,
     report_every: int = 20,
     early_every: int | None = None,
@@ -102,7 +165,7 @@ def train(
 ) -> Generator[Report, None, None]:
     """Runs ``step`` on batch after batch until ``epochs`` are done.
 
-    The step is traced once, by this call; it runs when the first report is asked for. Training
+    train() traces the step, once; the steps run while the returned generator is consumed. Training
     goes on from ``state.step``, and since a batch is a function of seed and step, it goes on
     with the batch that is due.
 
@@ -112,11 +175,14 @@ def train(
             [B, 10]) -> {name: tensor}, written for one replica. The tensors are scalars, images
             [N, height, width, 1, 3 or 4] (0..1 if float, 0..255 if uint8), or vectors [N] of
             numbers to make a histogram of.
-        split: what to train on; each example is used exactly once per epoch.
+        split: what to train on.
         epochs: passes over ``split``, counted from the very start of training; after the last
             whole one there may be a part of one.
         batch_size: examples per step over all replicas; an epoch's last batch may be smaller.
         until: ends training after so many steps, counted from the very start.
+        indices: decides which examples make a batch: a function (state, plan) -> int64 [B],
+            positions in ``split``, of nothing but the state. None uses each example exactly once
+            per epoch, in an order that is a function of the seed.
         steps_per_call: how many steps one call of the compiled function runs at most; fewer
             where they are slow, so that the caller is heard in time. It changes speed, never
             the result.
@@ -136,32 +202,29 @@ def train(
     Raises:
         NonFiniteError: if a scalar that the step returns becomes NaN or infinite.
         RuntimeError: if the weights are the same after the first report as before.
-        ValueError: if the step returns anything but scalars, images and vectors, each by name.
+        ValueError: if the step returns anything but scalars, images and vectors, each by name, or
+            ``indices`` anything but positions.
     """
-    one_step, names = _one_step(state, step, split, batch_size)
-    shown = show_graph if compiled else None
-    run_steps = _several_steps(one_step, state, split, batch_size, shown)
+    plan = Plan(len(split), batch_size, epochs)
+    run_steps = _several_steps(state, step, split, plan, indices, show_graph, compiled)
     before = unreported or Unreported()
-    per_epoch = steps_per_epoch(len(split), batch_size)
-    total = steps_of_epochs(epochs, len(split), batch_size)
-    last = total if until is None else min(until, total)
+    last = plan.steps if until is None else min(until, plan.steps)
 
-    def report(done: int, looked_at: Any, rows: list[Any], earlier: Any, seconds: float) -> Report:
-        history = _history(names, rows, earlier)
-        sizes = np.full(len(next(iter(history.values()))), batch_size)
-        if done % per_epoch == 0:
-            sizes[-1] = len(split) - (per_epoch - 1) * batch_size
+    def report(done: int, history: History, last_step: LastStep | None, seconds: float) -> Report:
+        sizes = history[EXAMPLES].astype(np.float64)
         _check_finite(history, done - len(sizes))
-        ratios = {k: np.array([v]) for k, v in (looked_at or {}).items() if isinstance(v, float)}
-        _check_finite(ratios, done - 1)
+        if last_step is not None:
+            ratios = last_step.update_ratios.items()
+            _check_finite({f"update_ratio/{k}": np.array([v]) for k, v in ratios}, done - 1)
+        means = {name: float(np.average(row, weights=sizes)) for name, row in history.items()}
+        del means[EXAMPLES]
         return Report(
             step=done,
-            epoch=(done - 1) // per_epoch + 1,
-            epoch_ended=done % per_epoch == 0 or done == total,
-            due=looked_at is not None,
-            metrics={n: float(np.average(v, weights=sizes)) for n, v in history.items()},
+            epoch=(done - 1) // plan.steps_per_epoch + 1,
+            epoch_ended=plan.ends_epoch(done),
+            metrics=means,
             history=history,
-            last_step=looked_at or {},
+            last_step=last_step,
             examples=int(sizes.sum()),
             seconds=seconds,
         )
@@ -169,63 +232,71 @@ def train(
     def reports() -> Generator[Report, None, None]:
         weights_before = [v.numpy() for v in state.model.trainable_variables]
         done = int(state.step.numpy())
-        earlier, seconds = before.history, before.seconds
-        rows: list[npt.NDArray[np.float32]] = []
+        history, seconds = dict(before.history), before.seconds
         steps_in_time = 1
         with Profiler(profile) as profiler:
             while done < last:
-                due = min(
-                    report_every - done % report_every, per_epoch - done % per_epoch, total - done
+                call = next_call(
+                    done,
+                    plan,
+                    until=last,
+                    report_every=report_every,
+                    early_every=early_every,
+                    at_most=min(steps_per_call, steps_in_time, profiler.at_most(done)),
                 )
-                early = early_every - done % early_every if early_every else due
-                ahead = min(due, early, last - done)
-                # The last step before a report that is due has a call to itself: it is looked at.
-                alone = ahead - (1 < ahead == due)
-                count = min(alone, steps_per_call, steps_in_time, profiler.at_most(done))
-                weights = _weights_by_layer(state) if due == 1 else {}
+                weights = _weights_by_layer(state) if call.looked_at else {}
                 with profiler.around(done):
                     begun = time.perf_counter()
-                    scalars, others = run_steps(tf.constant(count))
-                    rows.append(scalars.numpy())
+                    scalars, returned, used = run_steps(tf.constant(call.steps))
+                    history = _appended(history, {k: v.numpy() for k, v in scalars.items()})
                     elapsed = time.perf_counter() - begun
                 seconds += elapsed
-                done += count
-                steps_in_time = max(1, int(SECONDS_PER_CALL / elapsed * count))
-                if count < ahead and not report_now(done):
+                done += call.steps
+                steps_in_time = max(1, int(SECONDS_PER_CALL / elapsed * call.steps))
+                if not call.reaches and not report_now(done):
                     continue
-                ratios = _update_ratios(weights, _weights_by_layer(state)) if due == 1 else {}
-                looked_at = ratios | others if due == 1 else None
-                latest = report(done, looked_at, rows, earlier, seconds)
+                last_step = None
+                if call.looked_at:
+                    ratios = _update_ratios(weights, _weights_by_layer(state))
+                    last_step = LastStep(used, returned, ratios)
+                latest = report(done, history, last_step, seconds)
                 if weights_before:
-                    _check_changed(state, weights_before, latest.history)
+                    _check_changed(state, weights_before, history)
                     weights_before = []
                 yield latest
                 if latest.due:
-                    earlier, seconds, rows = {}, 0.0, []
+                    history, seconds = {}, 0.0
 
     return reports()
 
 
 def go_to_non_finite(
-    state: State, step: Step, split: Split, *, batch_size: int, until: int
+    state: State,
+    step: Step,
+    split: Split,
+    *,
+    batch_size: int,
+    until: int,
+    indices: Indices | None = None,
 ) -> bool:
     """Trains, step by step, up to where the next step makes something NaN or infinite.
 
     Args:
         state: is left as it is before that step.
-        step, split, batch_size: see ``train``.
+        step, split, batch_size, indices: see ``train``.
         until: gives up after so many steps, counted from the very start.
 
     Returns:
         Whether there is such a step: a scalar that it returns, or a variable after it, is not
         finite. Only these count: no figure that ``train`` computes for its reports.
     """
-    one_step, _ = _one_step(state, step, split, batch_size)
-    run_steps = _several_steps(one_step, state, split, batch_size, lambda graph: None)
+    plan = Plan(len(split), batch_size, epochs=until)
+    run_steps = _several_steps(state, step, split, plan, indices, lambda graph: None, True)
     while int(state.step.numpy()) < until:
         before = state.values()
-        scalars, _ = run_steps(tf.constant(1))
-        if not np.isfinite(scalars.numpy()).all() or non_finite(state.values()) is not None:
+        scalars, _, _ = run_steps(tf.constant(1))
+        finite = all(np.isfinite(row.numpy()).all() for row in scalars.values())
+        if not finite or non_finite(state.values()) is not None:
             state.assign(before.values())
             return True
     return False
@@ -244,28 +315,43 @@ def non_finite(values: Mapping[str, npt.NDArray[Any]]) -> str | None:
     return None
 
 
-def _one_step(
-    state: State, step: Step, split: Split, batch_size: int
-) -> tuple[Callable[[Any], Any], list[str]]:
-    """A function (order of the epoch) -> what the step that is due returns; scalars' names.
+def indices_of_next_step(state: State, plan: Plan, indices: Indices | None) -> tf.Tensor:
+    """Which examples the step that is due works on: int64 [B]; see ``train``.
 
-    That is the scalars, as float32 [scalars], and by name the images and vectors. The names are
-    filled in when the function is first traced or run.
+    Raises:
+        ValueError: if ``indices`` returns anything else.
+    """
+    if indices is None:
+        return indices_of_step(state.seed, state.step, plan)
+    found = tf.convert_to_tensor(indices(state, plan))
+    if found.shape.rank != 1 or not found.dtype.is_integer:
+        raise ValueError(
+            f"indices returned shape {found.shape} and dtype {found.dtype.name}; it must return "
+            "positions in the training split, int64 [B]"
+        )
+    return tf.cast(found, tf.int64)
+
+
+def _one_step(
+    state: State, step: Step, split: Split
+) -> Callable[[Any], tuple[dict[str, Any], dict[str, Any]]]:
+    """A function (which examples make the batch) -> what the step returns.
+
+    That is the scalars, float32, averaged over the replicas, and the images and vectors of the
+    first of these, each by name.
     """
     images, labels = tf.constant(split.images), tf.constant(split.labels)
     replicas = state.strategy.num_replicas_in_sync
-    per_epoch = steps_per_epoch(len(split), batch_size)
-    names: list[str] = []
 
-    def one_replica(indices: Any) -> Any:
-        share = None
+    def one_replica(batch: Any) -> Any:
+        share, indices = None, batch
         if replicas > 1:
-            batch, replica = indices, tf.distribute.get_replica_context()
+            replica = tf.distribute.get_replica_context()
             indices = batch[replica.replica_id_in_sync_group :: replicas]
             share = tf.cast(tf.size(indices) / tf.size(batch), tf.float32)
             # Without any example it takes one that does not count: not all kernels can do nothing.
             indices = tf.cond(tf.size(indices) > 0, lambda: indices, lambda: batch[:1])
-        view = dataclasses.replace(state, share=share)
+        view = dataclasses.replace(state, share=share, indices=indices)
         begun = tf.timestamp()
         with tf.name_scope("batch"), tf.control_dependencies([begun]):
             batch_of_replica = take_batch(images, labels, indices)
@@ -273,58 +359,79 @@ def _one_step(
             # The clock may be set back.
             input_seconds = tf.cast(tf.maximum(tf.timestamp() - begun, 0), tf.float32)
         scalars, others = sorted_by_kind(step(view, *batch_of_replica))
-        names[:] = [*scalars, INPUT_SECONDS]
-        row = tf.stack([*scalars.values(), input_seconds])
-        return row if share is None else row * share, others
+        scalars[INPUT_SECONDS] = input_seconds
+        return {k: v if share is None else v * share for k, v in scalars.items()}, others
 
-    def one_step(order: Any) -> Any:
-        indices = batch_indices(order, state.step % per_epoch, batch_size)
-        row, others = state.strategy.run(one_replica, args=(indices,))
-        row = state.strategy.reduce(tf.distribute.ReduceOp.SUM, row, axis=None)
+    def one_step(positions: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        scalars, others = state.strategy.run(one_replica, args=(positions,))
+        add = tf.distribute.ReduceOp.SUM
+        scalars = {k: state.strategy.reduce(add, v, axis=None) for k, v in scalars.items()}
+        scalars[EXAMPLES] = tf.cast(tf.size(positions), tf.float32)
         state.step.assign_add(1)
         first = {k: state.strategy.experimental_local_results(v)[0] for k, v in others.items()}
-        return row, first
+        return scalars, first
 
-    return one_step, names
+    return one_step
 
 
 def _several_steps(
-    one_step: Callable[[Any], Any],
     state: State,
+    step: Step,
     split: Split,
-    batch_size: int,
-    show_graph: Callable[[Any], None] | None,
-) -> Callable[[Any], Any]:
-    """A function (number of steps) -> float32 [steps, scalars], the last one's images and vectors.
+    plan: Plan,
+    indices: Indices | None,
+    show_graph: Callable[[Any], None],
+    compiled: bool,
+) -> Callable[[Any], tuple[dict[str, Any], dict[str, Any], Any]]:
+    """A function (number of steps) -> scalars, images and vectors, and indices of the last one.
 
-    All steps of one call lie in one epoch.
-
-    Args:
-        one_step, state, split, batch_size: see ``_one_step``.
-        show_graph: see ``train``; None where nothing is to be compiled.
+    The scalars are float32 [steps], by name. All steps of one call lie in one epoch. The
+    arguments are those of ``train``.
     """
-    per_epoch = steps_per_epoch(len(split), batch_size)
-    like: Mapping[str, Any] = {}
-    if show_graph is not None:
-        order = tf.TensorSpec([len(split)], tf.int64)
-        concrete: Any = tf.function(one_step).get_concrete_function(order)
-        show_graph(with_names_of_the_code(concrete.graph.as_graph_def()))
-        one_step, like = concrete, concrete.structured_outputs[1]
+    one_step = _one_step(state, step, split)
+
+    def order_of_epoch() -> Any:
+        """Computed once in a call: it costs as much as a part of a step."""
+        if indices is not None:
+            return tf.zeros([0], tf.int64)
+        return epoch_order(state.seed, state.step // plan.steps_per_epoch, plan.examples)
+
+    def batch_due(order: Any) -> Any:
+        if indices is not None:
+            return indices_of_next_step(state, plan, indices)
+        return batch_indices(order, state.step % plan.steps_per_epoch, plan.batch_size)
+
+    def run_eagerly(count: Any) -> Any:
+        order, found = order_of_epoch(), []
+        for _ in range(int(count)):
+            batch = batch_due(order)
+            found.append(one_step(batch))
+        rows = {name: tf.stack([s[name] for s, _ in found]) for name in found[0][0]}
+        return rows, found[-1][1], batch
+
+    if not compiled:
+        return run_eagerly
+    concrete: Any = tf.function(one_step).get_concrete_function(tf.TensorSpec([None], tf.int64))
+    show_graph(with_names_of_the_code(concrete.graph.as_graph_def()))
+    names, like = list(concrete.structured_outputs[0]), concrete.structured_outputs[1]
     shapes = {name: tensor.shape for name, tensor in like.items()}
 
-    def run_steps(count: Any) -> Any:
-        order = epoch_order(state.seed, state.step // per_epoch, len(split))
+    def run_compiled(count: Any) -> Any:
+        order = order_of_epoch()
         rows = tf.TensorArray(tf.float32, size=count)
+        batch = tf.zeros([0], tf.int64)
         others = {k: tf.zeros([size or 0 for size in v.shape], v.dtype) for k, v in like.items()}
         for i in tf.range(count):
-            tf.autograph.experimental.set_loop_options(shape_invariants=[(others, shapes)])
-            row, others = one_step(order)
-            rows = rows.write(i, row)
-        return rows.stack(), others
+            tf.autograph.experimental.set_loop_options(
+                shape_invariants=[(others, shapes), (batch, tf.TensorShape([None]))]
+            )
+            batch = batch_due(order)
+            scalars, others = concrete(batch)
+            rows = rows.write(i, tf.stack([scalars[name] for name in names]))
+        by_name = zip(names, tf.unstack(rows.stack(), len(names), axis=1), strict=True)
+        return dict(by_name), others, batch
 
-    if show_graph is None:
-        return run_steps
-    return tf.function(run_steps).get_concrete_function(tf.TensorSpec([], tf.int32))
+    return tf.function(run_compiled).get_concrete_function(tf.TensorSpec([], tf.int32))
 
 
 def _weights_by_layer(state: State) -> dict[str, list[Any]]:
@@ -337,28 +444,25 @@ def _weights_by_layer(state: State) -> dict[str, list[Any]]:
     return layers
 
 
-def _update_ratios(before: dict[str, list[Any]], after: dict[str, list[Any]]) -> dict[str, Any]:
+def _update_ratios(before: dict[str, list[Any]], after: dict[str, list[Any]]) -> dict[str, float]:
     """For each layer the norm of the change of its weights over the norm before."""
-    ratios: dict[str, Any] = {}
+    ratios: dict[str, float] = {}
     for layer, old in before.items():
         # In float32 the squares of finite weights overflow.
         weights, new = ([tf.cast(t, tf.float64) for t in of] for of in (old, after[layer]))
         change = tf.linalg.global_norm([b - a for a, b in zip(weights, new, strict=True)])
         ratio = tf.math.divide_no_nan(change, tf.linalg.global_norm(weights))
-        ratios[f"update_ratio/{layer}"] = float(ratio)
+        ratios[layer] = float(ratio)
     return ratios
 
 
-def _history(
-    names: list[str],
-    rows: list[npt.NDArray[np.float32]],
-    earlier: Mapping[str, npt.NDArray[np.float32]],
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Each metric's values step by step, behind those from before the run was resumed."""
-    history = dict(zip(names, np.concatenate(rows).T, strict=True))
-    if earlier.keys() == history.keys():  # as long as nobody has edited the step in between
-        history = {name: np.concatenate([earlier[name], new]) for name, new in history.items()}
-    return history
+def _appended(
+    earlier: Mapping[str, npt.NDArray[np.float32]], new: Mapping[str, npt.NDArray[np.float32]]
+) -> History:
+    """Each metric's values step by step, behind those from before."""
+    if earlier.keys() != new.keys():  # there are none, or somebody has edited the step since
+        return dict(new)
+    return {name: np.concatenate([earlier[name], row]) for name, row in new.items()}
 
 
 def _check_finite(values_by_name: Mapping[str, npt.NDArray[Any]], before: int) -> None:

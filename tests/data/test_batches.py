@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from research.data.batches import batch_indices, epoch_order, steps_per_epoch, take_batch
+from research.data.batches import Plan, batch_indices, epoch_order, take_batch
 
 import numpy as np
 from conftest import make_split
@@ -21,7 +21,7 @@ def test_each_example_is_used_exactly_once_per_epoch(
     num_examples: int, batch_size: int, seed: int, epoch: int
 ) -> None:
     order = epoch_order(seed, epoch, num_examples)
-    steps = range(steps_per_epoch(num_examples, batch_size))
+    steps = range(Plan(num_examples, batch_size, 1).steps_per_epoch)
     batches = [batch_indices(order, step, batch_size).numpy() for step in steps]
     assert all(len(batch) == batch_size for batch in batches[:-1])
     assert 1 <= len(batches[-1]) <= batch_size

@@ -34,7 +34,7 @@ def state() -> State:
     from conftest import EXPERIMENTS
 
     trained = make_state(precision="mixed_float16", extra={"average": tf.Variable([1.5, 2.5])})
-    step = load_experiment(EXPERIMENTS / "mnist_cnn.py")[2]
+    step = load_experiment(EXPERIMENTS / "mnist_cnn.py").step
     list(train(trained, step, make_split(64), epochs=1, batch_size=16))
     return trained
 
@@ -127,8 +127,8 @@ def test_a_checkpoint_under_another_name_or_of_another_run_is_refused(
         (
             lambda: State(
                 MnistCNN(9, precision="mixed_float16"),
-                tf.keras.optimizers.Adadelta(1.0),
-                loss=None,
+                optimizer=tf.keras.optimizers.Adadelta(1.0),
+                loss=tf.square,
                 extra={"average": tf.Variable([1.0, 2.0])},
             ),
             r"dense1/kernel with shape \(9216, 8\)",

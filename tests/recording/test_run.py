@@ -35,12 +35,13 @@ def test_a_run_can_be_understood_and_repeated_from_its_directory(finished_run: P
     assert environment["working_directory"] == str(finished_run.parents[2])
     assert Path(config["data"]).is_absolute()
     assert " --epochs 3 " in (finished_run / "command.txt").read_text()
-    assert (finished_run / "mnist_cnn.py").read_text() == EXPERIMENT.read_text()
+    assert (finished_run / "code" / "mnist_cnn.py").read_text() == EXPERIMENT.read_text()
     digest = (finished_run / "mnist.h5.sha256").read_text().split()[0]
     assert digest == sha256(finished_run / "mnist.h5")
     evaluation = json.loads((finished_run / "evaluation.json").read_text())
     assert evaluation["steps"] == 24
-    assert evaluation["examples"] == 100
+    assert evaluation["test"]["examples"] == 100
+    assert evaluation["holdout"]["examples"] == 50
 
 
 def test_metrics_cover_every_step_once(finished_run: Path) -> None:
@@ -60,6 +61,7 @@ def test_a_validation_that_no_checkpoint_knows_of_is_made_again(
     with begun(config, dataset, state) as record:
         report = next(train(state, step, training, epochs=2, batch_size=32))
         assert (report.step, report.epoch_ended) == (8, True)
+        record.recorder.validation_due = True  # a signal interrupts it
         record.recorder.training(report, state, training, WallTime())
         record.checkpoints.save(state)
     for saved in (False, False, True):

@@ -11,9 +11,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from research.data.batches import Plan
 from research.recording.screen import Screen, TrainingProgress
-from research.training.train import Report
+from research.training.train import LastStep, Report
 
+import numpy as np
 import pytest
 from conftest import EXPERIMENTS, RunHere
 from rich.table import Table
@@ -41,10 +43,9 @@ REPORT = Report(
     step=1,
     epoch=1,
     epoch_ended=True,
-    due=True,
     metrics={"loss": 1.0},
     history={},
-    last_step={},
+    last_step=LastStep(np.array([0]), {}, {}),
     examples=1,
     seconds=1.0,
 )
@@ -62,7 +63,7 @@ def test_what_can_not_be_shown_is_in_the_log(
         screen.say("said before")
         screen.log_to(tmp_path / "log.txt")
         screen.console.print(Table("a"))
-        with TrainingProgress(screen, 2, 2) as progress:
+        with TrainingProgress(screen, Plan(2, 2, 2)) as progress:
             progress.show(REPORT)
             screen.say("said later")
             print("printed")

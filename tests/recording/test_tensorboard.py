@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from research.data.batches import batch_of_step
+from research.data.batches import Plan, indices_of_step, take_batch
 from research.data.dataset import Dataset, hold_out
 from research.recording import figures
 from research.recording.tensorboard import TensorBoardWriter
@@ -82,8 +82,8 @@ def session(run: Path) -> tuple[dict[str, Any], str | None]:
 def test_scalars_are_what_metrics_jsonl_and_evaluation_json_say(finished_run: Path) -> None:
     written = lines(finished_run)
     evaluation = json.loads((finished_run / "evaluation.json").read_text())
-    figures = {k: evaluation[k] for k in ("loss", "accuracy")}
-    figures["quality/calibration_error"] = evaluation["calibration_error"]
+    figures = {k: evaluation["test"][k] for k in ("loss", "accuracy")}
+    figures["quality/calibration_error"] = evaluation["test"]["calibration_error"]
     written.append({"split": "test", "step": evaluation["steps"], "seconds": 0, **figures})
     for split in ("train", "validation", "test"):
         events = read(finished_run / split)
@@ -153,7 +153,8 @@ def test_histograms_count_every_weight_and_gradient(finished_run: Path) -> None:
 def test_the_batch_is_shown_as_the_network_sees_it(finished_run: Path, dataset: Dataset) -> None:
     training, _ = hold_out(dataset.train, 50, 0)
     shown = pixels(values(read(finished_run / "train"), "figures/batch")[16])
-    images, labels = batch_of_step(0, 15, training, 32)
+    indices = indices_of_step(0, 15, Plan(250, 32, 3))
+    images, labels = take_batch(training.images, training.labels, indices)
     captions = [str(label) for label in np.argmax(labels, 1)]
     expected = Image.open(io.BytesIO(figures.gallery(images.numpy(), captions))).convert("RGB")
     np.testing.assert_array_equal(shown, expected)
@@ -168,7 +169,7 @@ def test_validation_and_test_are_drawn(finished_run: Path) -> None:
             found = values(events, f"figures/{name}")
             assert list(found) == steps
             assert pixels(found[24]).std() > 0 or name == "mistakes"
-    confusion = json.loads((finished_run / "evaluation.json").read_text())["confusion"]
+    confusion = json.loads((finished_run / "evaluation.json").read_text())["test"]["confusion"]
     shown = values(read(finished_run / "test"), "figures/confusion")[24]
     assert shown[2] == figures.confusion(confusion)
 

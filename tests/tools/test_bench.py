@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from research.data.batches import Plan
 from research.recording.screen import Screen
 from research.tools.bench_loops import floating_point_operations
 from research.tools.bench_trainings import compare_trainings
@@ -19,11 +20,12 @@ from conftest import EXPERIMENTS
     [("mnist_cnn", (2, 3, 3, 3)), ("speedrun", (1, 2, 3, 3))],  # forward, kernel, input
 )
 def test_the_floor_counts_what_a_step_has_to_compute(name: str, per_place: tuple[int, ...]) -> None:
-    config_type, build, _ = load_experiment(EXPERIMENTS / f"{name}.py")
+    experiment = load_experiment(EXPERIMENTS / f"{name}.py")
+    model = experiment.build(experiment.config(), Plan(60_000, 128, 1)).model
     # By hand: 3x3 kernels at 26x26 and 24x24 places, and two dense layers.
     forward = [9 * 32 * 26**2, 9 * 32 * 64 * 24**2, 9216 * 256, 256 * 10]
     expected = sum(2 * 100 * n * times for n, times in zip(forward, per_place, strict=True))
-    assert floating_point_operations(build(config_type(), 1).model, 100) == expected
+    assert floating_point_operations(model, 100) == expected
 
 
 def test_the_time_of_fit_is_that_of_twelve_epochs() -> None:

@@ -85,6 +85,6 @@ def test_each_mistake_is_drawn_beside_its_answer(
 def test_evaluate_shows_the_figures_of_the_run(finished_run: Path, run_here: RunHere) -> None:
     result = run_here("research", "evaluate", finished_run, columns=80)
     assert (result.status, result.stderr) == (0, "")
-    recorded = json.loads((finished_run / "evaluation.json").read_text())
+    recorded = json.loads((finished_run / "evaluation.json").read_text())["test"]
     known = {k: v for k, v in recorded.items() if k in Evaluation.__dataclass_fields__}
     assert printed_tables(result.stdout, 80) == expected_tables(Evaluation(**known))

@@ -24,6 +24,7 @@ import dataclasses
 from typing import Literal
 
 from research.config import Config as BaseConfig
+from research.experiment import Experiment
 
 import neighbour
 
@@ -35,8 +36,8 @@ class Config(BaseConfig):
     mode: Mode = "fast"
 
 
-def build(config: Config, total_steps: int):
-    neighbour.SEEN.append(total_steps)
+def build(config: Config, plan):
+    neighbour.SEEN.append(plan)
     return neighbour.SEEN
 
 
@@ -44,6 +45,9 @@ def step(state, images, labels):
     import package.late
 
     return package.late.NAME
+
+
+experiment = Experiment(config=Config, build=build, step=step)
 '''
 
 
@@ -60,7 +64,7 @@ def through_json(config: Config) -> Any:
 
 
 def test_annotations_of_its_own_are_resolved(tmp_path: Path) -> None:
-    config_type: Any = load_experiment(write_experiment(tmp_path, "one"))[0]
+    config_type: Any = load_experiment(write_experiment(tmp_path, "one")).config
     assert typing.get_type_hints(config_type)["mode"] == typing.Literal["fast", "slow"]
     config = config_type(mode="slow")
     assert config_from_json(config_type, through_json(config)) == config
@@ -68,7 +72,7 @@ def test_annotations_of_its_own_are_resolved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["mnist_cnn", "label_smoothing", "mixup", "speedrun", "best"])
 def test_the_config_of_every_experiment_can_be_read_back(name: str) -> None:
-    config_type = load_experiment(EXPERIMENTS / f"{name}.py")[0]
+    config_type = load_experiment(EXPERIMENTS / f"{name}.py").config
     assert config_from_json(config_type, through_json(config_type())) == config_type()
 
 
@@ -77,9 +81,9 @@ def test_two_loads_share_no_state_and_each_has_its_own_neighbours(tmp_path: Path
     two = write_experiment(tmp_path / "two", "two")
     none: Any = None
     for file, name in ((one, "one"), (one, "one"), (two, "two"), (one, "one")):
-        _, build, step = load_experiment(file)
-        assert build(none, 7) == [7]  # type: ignore[comparison-overlap]
-        assert step(none, none, none) == name  # type: ignore[comparison-overlap]
+        experiment: Any = load_experiment(file)
+        assert experiment.build(none, 7) == [7]
+        assert experiment.step(none, none, none) == name
 
 
 def test_nothing_is_left_in_the_folder_or_of_another_experiment(tmp_path: Path) -> None:
@@ -100,7 +104,7 @@ def test_nothing_is_left_in_the_folder_or_of_another_experiment(tmp_path: Path) 
         ("raise SystemExit(3)", "it exits.*; call main under if __name__"),
         ("1 / 0", "division by zero"),
         ("\0", "null bytes"),
-        ("Config = build = None", "it defines no step"),
+        ("experiment = None", "it makes no experiment; let it say experiment = Experiment"),
     ],
 )
 def test_a_file_that_can_not_be_loaded_is_refused_and_its_folder_forgotten(

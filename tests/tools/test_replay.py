@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -10,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from research.config import Config, config_as_json
+from research.config import config_as_json, parse
+from research.data.batches import Plan
 from research.recording.checkpoints import Checkpoint, write_checkpoint
 from research.tools.load_experiment import load_experiment
 
@@ -42,7 +44,7 @@ def bundle(tmp_path: Path) -> MakeBundle:
 
     def make(first_line: str = "", examples: int = 4, name: str = "mnist_cnn") -> Path:
         folder = tmp_path / "replay-step-00000001"
-        folder.mkdir()
+        (folder / "code").mkdir(parents=True)
         text = (EXPERIMENTS / f"{name}.py").read_text()
         tape = "    with tf.GradientTape() as tape:\n"
         assert tape in text
@@ -50,16 +52,18 @@ def bundle(tmp_path: Path) -> MakeBundle:
         if "extra" in first_line:
             text = text.replace("    return State(", "    return State(extra={'lowest': LOWEST},")
             text += "\n\nLOWEST = tf.Variable(float('inf'))\n"
-        (folder / "experiment.py").write_text(text)
-        config_type, build, _ = load_experiment(folder / "experiment.py")
-        config: Config = config_type(dense_width=8)
-        state = build(config, 10)
+        (folder / "code" / "experiment.py").write_text(text)
+        experiment = load_experiment(folder / "code" / "experiment.py")
+        config = parse(experiment.config, ["--dense-width", "8"])
+        plan = Plan(examples or 1, 4, 10)
+        state = experiment.build(config, plan)
         write_checkpoint(Checkpoint("run", state.values()), folder / "state.safetensors")
         split = make_split(examples)
         images = split.images.astype(np.float32) / 255
         labels = np.eye(10, dtype=np.float32)[split.labels]
-        np.savez(folder / "batch.npz", images=images, labels=labels)
-        about = {"experiment": "experiment.py", "reason": REASON, "total_steps": 10}
+        indices = np.arange(examples)
+        np.savez(folder / "batch.npz", images=images, labels=labels, indices=indices)
+        about = {"experiment": "experiment.py", "reason": REASON, "plan": dataclasses.asdict(plan)}
         about |= {"config": config_as_json(config)}
         (folder / "bundle.json").write_text(json.dumps(about))
         return folder
@@ -180,7 +184,7 @@ def in_place_of_the_bundle(make: Callable[[Path], object]) -> Callable[[Path], N
     return spoil
 
 
-FILES = ("bundle.json", "state.safetensors", "batch.npz", "experiment.py")
+FILES = ("bundle.json", "state.safetensors", "batch.npz", "code/experiment.py")
 SPOILED: dict[str, Callable[[Path], None]] = {
     **{f"FIFO for {name}": replaced_by(os.mkfifo, name) for name in FILES},
     **{f"folder for {name}": replaced_by(Path.mkdir, name) for name in FILES},
@@ -198,8 +202,8 @@ SPOILED: dict[str, Callable[[Path], None]] = {
     "another folder in a name": about(experiment=".."),
     "no name": about(experiment=""),
     "name is a list": about(experiment=[]),
-    "steps are text": about(total_steps="many"),
-    "steps are infinite": about(total_steps=float("inf")),
+    "plan is text": about(plan="many"),
+    "epochs are infinite": about(plan={"examples": 4, "batch_size": 4, "epochs": float("inf")}),
     "options are a list": about(config=[]),
     "unknown option": about(config={"unknown": 1}),
     "surrogate in an option": about(config={"decay": "\ud800"}),
@@ -209,8 +213,13 @@ SPOILED: dict[str, Callable[[Path], None]] = {
     "batch of objects": batch(np.array([None]), np.zeros((1, 10), "f4")),
     "labels without shape": batch(np.zeros((1, 28, 28, 1), "f4"), np.float32(1)),
     "build returns nothing": replaced_by(
-        written(b"from research.config import Config\nstep = build = lambda *a: None"),
-        "experiment.py",
+        written(
+            b"from research.experiment import Experiment\n"
+            b"from research.network.mnist_cnn import Config\n"
+            b"nothing = lambda *arguments: None\n"
+            b"experiment = Experiment(config=Config, build=nothing, step=nothing)"
+        ),
+        "code/experiment.py",
     ),
     "other network": about(config={"dense_width": 9}),
 }

@@ -20,7 +20,7 @@ from conftest import EXPERIMENTS, RunHere
 
 TAPE = "    with tf.GradientTape() as tape:\n"
 UPDATE = "    measured = state.update(gradients)\n"
-STEP = "def step(state: State, images: Any, labels: Any) -> dict[str, Any]:\n"
+STEP = "def step(state: State, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:\n"
 
 
 BROKEN: dict[str, tuple[str, str, dict[str, str]]] = {
@@ -89,7 +89,8 @@ def test_the_check_that_fails_names_the_likely_cause(
 # It fails where it is built for other steps or examples than it is trained for, and where its
 # epochs are shortened without its warm-up.
 DEMANDING = """
-from research.config import Config as Base, require
+from research.config import require
+from research.network.mnist_cnn import Config as Base
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,11 +105,12 @@ class Config(Base):
         require("alpha", self.alpha, self.alpha > 0, "give a number above 0")
 
 
-def build(config, total_steps):
+def build(config, plan):
     examples, batch_size = config.examples - config.holdout, config.batch_size
-    assert total_steps == round(config.epochs * -(-examples // batch_size))
-    state = mnist_cnn.build(config, total_steps)
-    return dataclasses.replace(state, options=(examples, batch_size, total_steps))
+    assert (plan.examples, plan.batch_size) == (examples, batch_size)
+    assert plan.steps == round(config.epochs * -(-examples // batch_size))
+    state = mnist_cnn.build(config, plan)
+    return dataclasses.replace(state, options=(examples, batch_size, plan.steps))
 
 
 def step(state, images, labels):
@@ -120,19 +122,21 @@ def step(state, images, labels):
     return mnist_cnn.step(state, images, labels)
 
 
+experiment = Experiment(config=Config, build=build, step=step)
+
 if __name__ == "__main__":
-    main(Config, build, step)
+    main(experiment)
 """
 
 
 @pytest.fixture
 def demanding(tmp_path: Path) -> str:
     """The name of an experiment with an option that must be given."""
-    text = (EXPERIMENTS / "mnist_cnn.py").read_text().rpartition("\n\nif __name__")[0]
+    text = (EXPERIMENTS / "mnist_cnn.py").read_text().rpartition("\n\nexperiment = ")[0]
     own = DEMANDING.replace("mnist_cnn.", "of_mnist_cnn_")
     for name in ("build", "step"):
         text = text.replace(f"def {name}(", f"def of_mnist_cnn_{name}(")
-    imports = text.replace("from typing import Any", "import dataclasses\nfrom typing import Any")
+    imports = text.replace("import annotations", "import annotations\nimport dataclasses", 1)
     (tmp_path / "demanding.py").write_text(imports + own)
     return "demanding.py"
 

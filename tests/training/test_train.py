@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from research.data.batches import (
+    Plan,
     batch_indices,
-    batch_of_step,
     epoch_order,
-    steps_per_epoch,
+    indices_of_step,
     take_batch,
 )
 from research.data.dataset import Split, hold_out
@@ -137,7 +137,8 @@ def assert_gradients_equal_eager_ones(state: State, step: Step, split: Split) ->
         given(eager, before)
         (other,) = run(eager, step, split, until=report.step, compiled=False, **options)
         assert report.metrics["loss"] == pytest.approx(other.metrics["loss"], rel=1e-5)
-        pairs = [(g, other.last_step[k]) for k, g in report.last_step.items() if "gradients" in k]
+        ours, theirs = (r.last_step.returned for r in (report, other) if r.last_step)
+        pairs = [(g, theirs[k]) for k, g in ours.items() if "gradients" in k]
         assert len(pairs) == 8
         differences.append(max(np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in pairs))
         before = state.values()
@@ -186,9 +187,12 @@ def test_resumed_equals_uninterrupted(stop_at: int, step: Step) -> None:  # epoc
         (r.step, returned(r), r.examples) for r in expected
     ]
     for found, other in zip(reports, expected, strict=True):
-        assert found.last_step.keys() == other.last_step.keys()
-        for name, value in found.last_step.items():
-            np.testing.assert_array_equal(value, other.last_step[name])
+        assert found.last_step and other.last_step
+        assert found.last_step.update_ratios == other.last_step.update_ratios
+        np.testing.assert_array_equal(found.last_step.indices, other.last_step.indices)
+        assert found.last_step.returned.keys() == other.last_step.returned.keys()
+        for name, value in found.last_step.returned.items():
+            np.testing.assert_array_equal(value, other.last_step.returned[name])
 
 
 def test_state_of_ones_own_is_among_the_variables(step: Step) -> None:
@@ -311,12 +315,13 @@ def test_float16_scales_the_loss_and_leaves_out_steps_that_overflow(
     strategy = make_strategy("mirrored" if replicas == 2 else "default", batch_size=16)
     with strategy.scope():
         state = make_state(precision="mixed_float16")
-    state.optimizer.dynamic_scale.assign(2.0**60)
+    scaling: Any = state.optimizer
+    scaling.dynamic_scale.assign(2.0**60)
     before = state.model.get_weights()
     reports = run(state, step, make_split(64), epochs=1, batch_size=32)
     assert all(map(np.array_equal, before, state.model.get_weights()))
     np.testing.assert_array_equal(reports[0].history["optimizer/loss_scale"], [2.0**60, 2.0**59])
-    state.optimizer.dynamic_scale.assign(2.0**10)
+    scaling.dynamic_scale.assign(2.0**10)
     reports = run(state, step, make_split(64), epochs=10, batch_size=32)
     assert reports[-1].metrics["loss"] < reports[0].metrics["loss"]
     assert 0.01 < reports[-1].metrics["optimizer/gradient_norm"] < 100
@@ -330,7 +335,7 @@ def test_clipping_bounds_the_update(step: Step) -> None:
 
     # After one step Adadelta's accumulator holds 0.05 times the squared gradient it was given.
     def given(state: State) -> float:
-        slots = [v.numpy() for v in state.optimizer.variables if "accumulated_grad" in v.path]
+        slots = [v for name, v in state.values().items() if "accumulated_grad" in name]
         return float(np.sqrt(sum(slot.sum() for slot in slots) / 0.05))
 
     assert given(clip) == pytest.approx(1e-3, rel=1e-3)
@@ -371,6 +376,86 @@ def test_a_step_that_trains_nothing_is_refused(step: Step) -> None:
         run(make_state(), forgets, make_split(32))
 
 
+def test_a_loss_for_each_example_is_refused() -> None:
+    def forgets(state: State, images: Any, labels: Any) -> dict[str, Any]:
+        with tf.GradientTape() as tape:
+            loss = state.loss(labels, state.model.logits(images))
+        return {"loss": loss, **state.update(state.gradients(tape, loss))}
+
+    with pytest.raises(ValueError, match=r"the loss has shape \(.*\), .* tf.reduce_mean"):
+        run(make_state(), forgets, make_split(32))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"optimizer": 0.1}, "the optimizer is 0.1; give a Keras optimizer, or None"),
+        ({"extra": {"rate": 0.5}}, r"extra\['rate'\] is 0.5, a float, .* tf.Variable"),
+        ({"model": MnistCNN(8, precision="mixed_float16"), "optimizer": None}, "float16 model"),
+    ],
+)
+def test_a_state_of_other_things_is_refused(options: dict[str, Any], words: str) -> None:
+    state = make_state()
+    parts: dict[str, Any] = {"model": state.model, "loss": state.loss} | options
+    with pytest.raises(ValueError, match=words):
+        State(**parts)
+
+
+def test_without_an_optimizer_a_step_changes_the_weights_itself(step: Step) -> None:
+    def descending(state: State, images: Any, labels: Any) -> dict[str, Any]:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(state.loss(labels, state.model.logits(images)))
+        gradients, measured = state.reduce(state.gradients(tape, loss))
+        for variable, gradient in zip(state.model.trainable_variables, gradients, strict=True):
+            variable.assign_sub(0.01 * gradient)
+        return {"loss": loss, **measured}
+
+    keras, own = make_state((0.0, 0.0)), dataclasses.replace(make_state((0.0, 0.0)), optimizer=None)
+    sgd = dataclasses.replace(keras, optimizer=tf.keras.optimizers.SGD(0.01))
+    run(sgd, step, make_split(100))
+    reports = run(own, descending, make_split(100))
+    assert "optimizer/gradient_norm" in reports[0].metrics
+    for a, b in zip(sgd.model.get_weights(), own.model.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"no optimizer .* state.reduce"):
+        run(dataclasses.replace(own), step, make_split(32), until=20)
+
+
+def test_a_step_knows_its_examples_and_the_state_may_decide_them(step: Step) -> None:
+    split = make_split(60)
+
+    def counting(state: State, images: Any, labels: Any) -> dict[str, Any]:
+        assert state.indices is not None
+        ones = tf.ones_like(state.indices, tf.float32)
+        state.extra["seen"].scatter_nd_add(state.indices[:, tf.newaxis], ones)
+        found = take_batch(split.images, split.labels, state.indices)[0]
+        return step(state, images, labels) | {"right": tf.reduce_all(found == images)}
+
+    def least_seen(state: State, plan: Plan) -> Any:
+        return tf.argsort(state.extra["seen"], stable=True)[:8]
+
+    def seen(**options: Any) -> tuple[Any, list[Report]]:
+        state = make_state(extra={"seen": tf.Variable(tf.zeros([60]))})
+        reports = run(state, counting, split, **options)
+        assert all(report.metrics["right"] == 1 for report in reports)
+        return state.extra["seen"].numpy(), reports
+
+    np.testing.assert_array_equal(seen(epochs=3)[0], np.full(60, 3.0))
+    counts, reports = seen(epochs=3, indices=least_seen, report_every=1, steps_per_call=1)
+    assert counts.sum() == 12 * 8 and counts.max() - counts.min() == 1
+    assert [report.examples for report in reports] == [8] * 12
+    assert reports[1].last_step is not None
+    np.testing.assert_array_equal(reports[1].last_step.indices, np.arange(8, 16))
+    again, _ = seen(epochs=3, indices=least_seen, steps_per_call=5)
+    np.testing.assert_array_equal(again, counts)
+
+
+@pytest.mark.parametrize("found", [lambda: tf.zeros([3]), lambda: tf.zeros([2, 2], tf.int64)])
+def test_indices_that_are_no_positions_are_refused(found: Callable[[], Any], step: Step) -> None:
+    with pytest.raises(ValueError, match=r"indices returned shape .* int64"):
+        run(make_state(), step, make_split(32), indices=lambda state, plan: found())
+
+
 def test_a_model_without_variables_is_refused() -> None:
     class Unbuilt(tf.keras.Model):
         def __init__(self) -> None:
@@ -381,7 +466,7 @@ def test_a_model_without_variables_is_refused() -> None:
     with pytest.warns(UserWarning, match="unbuilt"):
         model.build((None, 28, 28, 1))
     with pytest.raises(ValueError, match="no trainable variables"):
-        State(model=model, optimizer=tf.keras.optimizers.Adadelta(1.0), loss=None)
+        State(model=model, optimizer=tf.keras.optimizers.Adadelta(1.0), loss=tf.square)
 
 
 def test_a_loss_that_keras_would_rescale_is_refused() -> None:
@@ -453,8 +538,11 @@ def test_images_and_vectors_are_those_of_the_last_step(
     for report in train(
         state, showing, split, epochs=1, batch_size=16, report_every=3, compiled=compiled
     ):
-        last = {name: np.asarray(value) for name, value in report.last_step.items()}
-        images, labels = batch_of_step(0, report.step - 1, split, 16)
+        assert report.last_step is not None
+        last = {name: np.asarray(value) for name, value in report.last_step.returned.items()}
+        indices = indices_of_step(0, report.step - 1, Plan(103, 16, 1))
+        np.testing.assert_array_equal(report.last_step.indices, indices)
+        images, labels = take_batch(split.images, split.labels, indices)
         # Of two replicas the first has every second example.
         np.testing.assert_allclose(last["images"], images.numpy()[::replicas], rtol=1e-6)
         np.testing.assert_array_equal(last["classes"], np.argmax(labels, 1)[::replicas])
@@ -477,12 +565,15 @@ def test_the_update_ratio_is_that_of_the_last_step(step: Step) -> None:
         change = sum(np.square(after[name] - before[name]).sum() for name in names)
         weight = sum(np.square(before[name]).sum() for name in names)
         expected = pytest.approx(np.sqrt(change / weight), rel=1e-4)
-        assert report.last_step[f"update_ratio/{layer}"] == expected
+        assert report.last_step is not None
+        assert report.last_step.update_ratios[layer] == expected
 
 
 def test_the_gradients_are_those_that_the_norm_is_of(step: Step) -> None:
     report = run(make_state(), step, make_split(64))[-1]
-    vectors = [v for name, v in report.last_step.items() if name.startswith("gradients/")]
+    assert report.last_step is not None
+    returned = report.last_step.returned.items()
+    vectors = [v for name, v in returned if name.startswith("gradients/")]
     assert len(vectors) == 8
     norm = report.history["optimizer/gradient_norm"][-1]
     assert float(tf.linalg.global_norm(vectors)) == pytest.approx(norm, rel=1e-5)
@@ -530,7 +621,8 @@ def test_layers_called_twice_and_layers_of_one_name_can_be_told_apart() -> None:
     }
     graphs: list[Any] = []
     (report,) = run(state, step, make_split(16), epochs=1, show_graph=graphs.append)
-    assert report.last_step["gradients/twin_2/kernel"].shape == (100,)
+    assert report.last_step is not None
+    assert report.last_step.returned["gradients/twin_2/kernel"].shape == (100,)
     names = [node.name for node in graphs[0].node]
     assert len(set(names)) == len(names)
 
@@ -564,7 +656,6 @@ def test_every_example_reaches_the_step_once_per_epoch() -> None:
 
     reports = run(make_state(), step, split, batch_size=1)
     seen = np.concatenate([r.history["index"] for r in reports])
-    assert steps_per_epoch(20, 1) == 20
     for epoch in (seen[:20], seen[20:]):
         np.testing.assert_array_equal(np.sort(epoch), np.arange(20))
     assert not np.array_equal(seen[:20], seen[20:])

@@ -1,0 +1,48 @@
+"""The code of an experiment, as it is kept with a run: its file, and what it imports beside it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+import research
+
+# What is no part of an experiment, wherever that stands: this package, and Python itself.
+APART = [Path(research.__file__).parent, Path(sysconfig.get_paths()["stdlib"]).resolve()]
+
+
+def code_of(experiment: Path) -> list[Path]:
+    """The files that an experiment consists of, by now: its own, and those beside it.
+
+    Args:
+        experiment: the file of the experiment, which has been imported or is being run.
+
+    Returns:
+        The Python files of all modules that lie in its folder or below; not the library's.
+    """
+    experiment = experiment.resolve()
+    found = {experiment}
+    for module in list(sys.modules.values()):
+        # getattr would import a lazy module.
+        name = getattr(module, "__dict__", {}).get("__file__")
+        if isinstance(name, str) and name.endswith(".py"):
+            path = Path(name).resolve()
+            beside = path.is_relative_to(experiment.parent) and path.is_file()
+            apart = "site-packages" in path.parts or any(map(path.is_relative_to, APART))
+            if beside and not apart:
+                found.add(path)
+    return sorted(found)
+
+
+def copy_code(experiment: Path, folder: Path) -> None:
+    """Copies the files of an experiment into a folder, in the places that they have beside it.
+
+    Raises:
+        OSError: if that can't be done.
+    """
+    for path in code_of(experiment):
+        target = folder / path.relative_to(experiment.resolve().parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)

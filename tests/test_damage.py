@@ -1,0 +1,153 @@
+"""Any file of a run directory may be damaged in any way: nothing is lost in silence."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from research.recording.checkpoints import checkpoint_paths
+from research.tools.verify_kills import left_by
+
+import pytest
+from conftest import EXPERIMENTS, RunHere
+from recording.test_logs import same_lines
+
+EXPERIMENT = EXPERIMENTS / "mnist_cnn.py"
+TOLD = re.compile(r"damaged|lost|not a good checkpoint|can't be read|has been edited")
+
+
+def flip(path: Path, rng: random.Random, others: list[Path]) -> None:
+    content = bytearray(path.read_bytes() or b"\0")
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+
+
+def cut(path: Path, rng: random.Random, others: list[Path]) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: rng.randrange(len(content) or 1)])
+
+
+def empty(path: Path, rng: random.Random, others: list[Path]) -> None:
+    path.write_bytes(b"")
+
+
+def delete(path: Path, rng: random.Random, others: list[Path]) -> None:
+    path.unlink()
+
+
+def swap(path: Path, rng: random.Random, others: list[Path]) -> None:
+    other, content = rng.choice(others), path.read_bytes()
+    path.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+def fifo(path: Path, rng: random.Random, others: list[Path]) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def folder(path: Path, rng: random.Random, others: list[Path]) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "mine").touch()
+
+
+def link(path: Path, rng: random.Random, others: list[Path]) -> None:
+    path.rename(path.parent / "elsewhere")
+    path.symlink_to(rng.choice(["elsewhere", "nowhere", path.name, "/dev/zero"]))
+
+
+DAMAGES: list[Callable[[Path, random.Random, list[Path]], None]] = [
+    *(flip, flip, cut, empty, delete, swap, fifo, folder, link)
+]
+
+
+def contents(run: Path) -> dict[Path, tuple[int, bytes]]:
+    """Each file, folder, link and FIFO of a run, its kind, and the content of plain files."""
+    return {
+        path: (path.lstat().st_mode, b"" if path.is_symlink() or not path.is_file() else read)
+        for path in run.rglob("*")
+        for read in [path.read_bytes() if path.is_file() and not path.is_symlink() else b""]
+    }
+
+
+def hanging(number: int, frame: Any) -> None:
+    raise TimeoutError("it hangs")
+
+
+@pytest.fixture(scope="module")
+def killed_run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished run, as if killed after its last checkpoint but one."""
+    run = Path(shutil.copytree(finished_run, tmp_path_factory.mktemp("killed") / "run"))
+    for name in ("mnist.h5", "mnist.h5.sha256", "evaluation.json", "finished.json"):
+        (run / name).unlink()
+    shutil.rmtree(run / "test")
+    checkpoint_paths(run / "checkpoints")[0].unlink()
+    return run
+
+
+def damage_and_resume(
+    seed: int, source: Path, expected: dict[str, Any], folder: Path, run_here: RunHere
+) -> str:
+    """Damages one file, resumes the run, and says what came of it."""
+    rng, run = random.Random(seed), folder / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(source, run)
+    files = sorted(path for path in run.rglob("*") if path.is_file())
+    path = rng.choice(files)
+    damage = rng.choice(DAMAGES)
+    damage(path, rng, [other for other in files if other != path])
+    what = f"seed {seed}: {damage.__name__} {path.relative_to(run)}"
+    before = contents(run)
+    signal.signal(signal.SIGALRM, hanging)
+    signal.alarm(120)
+    try:
+        result = run_here(EXPERIMENT, "--resume", "run")
+    finally:
+        signal.alarm(0)
+    shown = f"{what}: {result}"
+    if result.status == 2:
+        assert re.fullmatch(r"error: .*\n", result.stderr), shown
+        assert contents(run) == before, shown
+        return "refused"
+    assert (result.status, result.stderr) == (0, ""), shown
+    found = left_by(run)
+    same = found.keys() == expected.keys() and all(
+        found[name] == expected[name] for name in found.keys() - {"metrics.jsonl"}
+    )
+    if same and found["metrics.jsonl"] == expected["metrics.jsonl"]:
+        return "as uninterrupted"
+    assert TOLD.search(result.stdout), shown
+    lines = found["metrics.jsonl"]
+    mended = len(lines) == len(expected["metrics.jsonl"]) and same_lines(
+        lines, expected["metrics.jsonl"]
+    )
+    assert mended or re.search(r"\d+ are lost", result.stdout), shown
+    assert found["the last checkpoint"] == expected["the last checkpoint"], shown
+    return "mended, and told" if mended else "lost, and told"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_damaged_file_is_never_a_silent_loss(
+    seed: int, killed_run: Path, finished_run: Path, tmp_path: Path, run_here: RunHere
+) -> None:
+    damage_and_resume(seed, killed_run, left_by(finished_run), tmp_path, run_here)
+
+
+@pytest.mark.slow
+def test_500_damaged_files(
+    killed_run: Path, finished_run: Path, tmp_path: Path, run_here: RunHere
+) -> None:
+    expected, came_of_it = left_by(finished_run), Counter[str]()
+    for seed in range(500):
+        source = killed_run if seed % 2 else finished_run
+        came_of_it[damage_and_resume(seed, source, expected, tmp_path, run_here)] += 1
+    print(dict(came_of_it))
+    assert came_of_it["as uninterrupted"] > 250
