@@ -1,9 +1,12 @@
-"""Photographs TensorBoard's dashboards in a real browser, for the README and for a test.
+"""Takes screenshots of TensorBoard's dashboards in a real browser.
 
-    python docs/make_pictures.py RUN
+``tests/test_board.py`` checks with them that each dashboard shows its content. The command
 
-needs ``pip install -e ".[browser]"`` and Chromium (Debian's package is ``chromium``). RUN is the
-directory of a finished run, best of twelve epochs on MNIST.
+    python tests/make_pictures.py RUN
+
+makes the README's pictures, in ``experiments/pictures/``. RUN is the directory of a finished run,
+preferably of twelve epochs on MNIST. Both need ``pip install -e ".[browser]"`` and Chromium
+(Debian's package is ``chromium``).
 """
 
 from __future__ import annotations
@@ -22,15 +25,17 @@ from typing import Any
 
 from PIL import Image
 
+PICTURES = Path(__file__).parents[1] / "experiments" / "pictures"
+
 
 @dataclasses.dataclass(frozen=True)
 class Dashboard:
-    """A dashboard, what it must show, and what a picture of it shows.
+    """A dashboard and the content that it must show.
 
     Attributes:
-        name: in the address.
-        content: CSS or text selectors; each must match something that is visible, in any frame.
-        clicks: selectors of what to click on first, one after another.
+        name: the dashboard's name in TensorBoard's address.
+        content: CSS or text selectors; each must match a visible element of some frame.
+        clicks: selectors of elements to click on first, one after another.
     """
 
     name: str
@@ -62,13 +67,13 @@ DASHBOARDS = (
         clicks=("text=Overview Page", "mat-option:has-text('Trace Viewer')"),
     ),
 )
-# The viewer of profiles, and it alone, complains where it can't reach the internet, and of its own
-# navigation.
+# The Profile dashboard's viewer reports errors when it can't reach the internet, and errors of its
+# own navigation. No other dashboard may report any.
 VIEWER_COMPLAINS = ("gstatic", "googleapis", "ERR_NAME_NOT_RESOLVED", "XProf Error")
 
 
 def why_not() -> str | None:
-    """Why no photograph can be taken here, or None."""
+    """Why this machine can take no screenshots, or None if it can."""
     if importlib.util.find_spec("playwright") is None:
         return 'playwright is not installed: pip install -e ".[browser]"'
     if chromium() is None:
@@ -77,7 +82,7 @@ def why_not() -> str | None:
 
 
 def chromium() -> str | None:
-    """Where Chromium is, or None."""
+    """The path of Chromium, or None if it is not installed."""
     return shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -97,21 +102,21 @@ def board(*runs: Path) -> Iterator[str]:
 
 
 def photograph(address: str, folder: Path, names: list[str] | None = None) -> list[str]:
-    """Opens each dashboard, waits for what it must show, and saves a picture of it.
+    """Opens each dashboard, waits for its content, and saves a screenshot.
 
     Args:
-        address: of TensorBoard.
-        folder: gets a PNG named after each dashboard.
-        names: of the dashboards; None for all.
+        address: TensorBoard's address.
+        folder: where the screenshots go, as ``<dashboard>.png``.
+        names: the names of the dashboards to open; None opens all.
 
     Returns:
-        What is missing, and what the browser complained of.
+        A line for each missing element and for each error that the browser reported.
     """
     from playwright.sync_api import sync_playwright
 
     problems: list[str] = []
     with sync_playwright() as playwright:
-        # WebGL, which the projector needs, without a graphics processor.
+        # The projector needs WebGL; these flags provide WebGL without a graphics processor.
         flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
         browser = playwright.chromium.launch(executable_path=chromium(), args=flags)
         for dashboard in DASHBOARDS:
@@ -129,7 +134,7 @@ def photograph(address: str, folder: Path, names: list[str] | None = None) -> li
             page.goto(f"{address}/?darkMode=false#{dashboard.name}")
             missing = [w for s in dashboard.clicks for w in _wait_for(page, (s,), click=True)]
             missing += _wait_for(page, dashboard.content)
-            page.wait_for_timeout(1500)  # for transitions to end
+            page.wait_for_timeout(1500)  # wait until animated transitions end
             page.screenshot(path=folder / f"{dashboard.name}.png")
             if dashboard.name == "profile":
                 said = [text for text in said if not any(part in text for part in VIEWER_COMPLAINS)]
@@ -142,7 +147,7 @@ def photograph(address: str, folder: Path, names: list[str] | None = None) -> li
 def _wait_for(
     page: Any, selectors: tuple[str, ...], click: bool = False, seconds: float = 40
 ) -> list[str]:
-    """Waits until each selector matches something visible in some frame; returns what did not."""
+    """Waits until each selector matches a visible element; returns a line for each that did not."""
     deadline = time.monotonic() + seconds
     missing = list(selectors)
     while missing and time.monotonic() < deadline:
@@ -172,11 +177,11 @@ def main() -> None:
     run = parser.parse_args().run
     if (reason := why_not()) is not None:
         sys.exit(f"error: {reason}")
-    folder, names = Path(__file__).parent, ["timeseries", "custom_scalars", "images", "graphs"]
+    names = ["timeseries", "custom_scalars", "images", "graphs"]
     with board(run) as address:
-        problems = photograph(address, folder, names)
+        problems = photograph(address, PICTURES, names)
     for name in names:
-        shrink(folder / f"{name}.png")
+        shrink(PICTURES / f"{name}.png")
     sys.exit("\n".join(problems) or None)
 
 
