@@ -1,12 +1,15 @@
-"""The library is layered: imports run downwards only, in the order that the README lists."""
+"""The layout that the README lists: the library's imports run downwards, the top level is short."""
 
 from __future__ import annotations
 
 import ast
 import re
+import subprocess
 from pathlib import Path
 
 import research
+
+import pytest
 
 PACKAGE = Path(research.__file__).parent
 README = (PACKAGE.parent / "README.md").read_text()
@@ -18,9 +21,16 @@ def rooms() -> list[str]:
 
 
 def imported(file: Path) -> set[str]:
-    """The rooms of this package that a file imports from."""
+    """The rooms of this package that a file imports from when it runs.
+
+    An import below ``if TYPE_CHECKING`` is for annotations only and does not run.
+    """
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
     names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
         elif isinstance(node, ast.Import):
@@ -41,3 +51,21 @@ def test_imports_run_downwards_only() -> None:
             continue
         for other in imported(file) - {room}:
             assert order.index(other) > order.index(room), f"{file} imports research.{other}"
+
+
+def test_the_top_level_holds_nothing_else() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=PACKAGE.parent, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("this is no git repository")
+    top = {name.partition("/")[0] for name in listed.stdout.splitlines()}
+    assert {name for name in top if not name.startswith(".")} == {
+        *("research", "experiments", "tests", "runs"),
+        *("pyproject.toml", "README.md"),
+    }
+
+
+def test_the_folders_of_tests_are_those_of_the_library() -> None:
+    tests = {path.parent.name for path in (PACKAGE.parent / "tests").glob("*/test_*.py")}
+    assert tests <= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}

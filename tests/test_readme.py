@@ -8,16 +8,18 @@ import re
 from fnmatch import fnmatch
 from pathlib import Path
 
-from research.config import Config
+from research.network.mnist_cnn import Config
 
 from conftest import EXPERIMENTS, REPOSITORY, RunHere
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 README = (REPOSITORY / "README.md").read_text()
+README_OF_RUNS = (REPOSITORY / "runs" / "README.md").read_text()
 
 
-def table(heading: str) -> list[list[str]]:
-    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+def table(heading: str, text: str = README) -> list[list[str]]:
+    """The rows of all tables below a heading, without the tables' own headings."""
+    section = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
     heads = [n - 1 for n, row in enumerate(cells) if set(row[0]) == {"-"}]
@@ -37,8 +39,7 @@ def test_the_table_of_options_is_complete() -> None:
 def test_the_glossary_is_complete(finished_run: Path) -> None:
     documented = {
         (re.sub(r"<\w+>", "[^/]+", row[0].strip("`")), folder)
-        for row in table("What TensorBoard shows")
-        if len(row) == 4
+        for row in table("Tags", README_OF_RUNS)
         for folder in row[1].split(", ")
     }
     there = set()
@@ -55,11 +56,20 @@ def test_the_glossary_is_complete(finished_run: Path) -> None:
 
 
 def test_the_table_of_files_is_complete(finished_run: Path) -> None:
-    cells = " ".join(row[0] for row in table("What a run gives you"))
-    documented = [name.rstrip("/") for name in re.findall(r"`([^`]+)`", cells)]
-    there = {path.name for path in finished_run.iterdir()} | {"uncommitted.diff", "plugins"}
+    cells = " ".join(row[0] for row in table("Files", README_OF_RUNS))
+    names = [name.rstrip("/") for name in re.findall(r"`([^`]+)`", cells)]
+    documented = [re.sub(r"<\w+>", "*", name) for name in names]
+    sometimes = {"uncommitted.diff", "plugins", "replay-step-00000007", "metrics.damaged"}
+    there = {path.name for path in finished_run.iterdir()} | sometimes
     assert all(any(fnmatch(name, pattern) for pattern in documented) for name in there)
     assert all(any(fnmatch(name, pattern) for name in there) for pattern in documented)
+
+
+def test_the_form_of_evaluation_json_is_documented(finished_run: Path) -> None:
+    found = json.loads((finished_run / "evaluation.json").read_text())
+    (form,) = re.findall(r"`(\{[^`]+\})`", README_OF_RUNS)
+    # finished_run has both --holdout and --test.
+    assert set(re.findall(r'"(\w+)"', form)) | {"holdout"} == found.keys()
 
 
 def test_the_worked_example_works(data_file: Path, tmp_path: Path, run_here: RunHere) -> None:
@@ -74,6 +84,32 @@ def test_the_worked_example_works(data_file: Path, tmp_path: Path, run_here: Run
     assert run_here(tmp_path / "harder_half.py", *options).status == 0
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss_harder"] > first["loss"]
+
+
+def test_the_example_of_figures_and_a_loop_works(
+    data_file: Path, tmp_path: Path, run_here: RunHere
+) -> None:
+    example = README.split("```python\n")[2].split("```")[0]
+    reference = (EXPERIMENTS / "mnist_cnn.py").read_text()
+    imports = (
+        "import numpy as np\n"
+        "from research.data.dataset import Split\n"
+        "from research.loop import Training\n\n\n"
+        "def build("
+    )
+    changed, count = re.subn(
+        r"^experiment = .*\n", lambda match: example, reference, flags=re.MULTILINE
+    )
+    assert count == 1
+    (tmp_path / "changed.py").write_text(changed.replace("def build(", imports))
+    options = ("--data", data_file, "--dense-width", "16", "--epochs", "3", "--run-dir", "run")
+    assert run_here(tmp_path / "changed.py", *options).status == 0
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    validations = [line for line in lines if line["split"] == "validation"]
+    assert [line["step"] for line in validations] == [6]
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    for figures in (validations[0], evaluation["test"]):
+        assert 0 <= figures["worst_recall"] <= figures["accuracy"]
 
 
 def test_the_commands_at_the_top_are_what_ci_runs() -> None:
