@@ -1,1 +1,1 @@
-"""The data: MNIST and its look-alikes, and batches of them."""
+"""The data: MNIST and look-alike data sets, batches, augmentation."""

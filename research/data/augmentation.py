@@ -1,4 +1,4 @@
-"""Augmentation: training images changed at random, as a function of a seed."""
+"""Augmentation: random changes of training images, each a pure function of a seed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import tensorflow as tf
 
 
 def random_shift(images: Any, seed: Any, pixels: int = 1) -> Any:
-    """Moves each image by a whole number of pixels of its own, down or up and right or left.
+    """Shifts each image by whole pixels, drawn independently for each image and each axis.
 
     Args:
         images: float [B, H, W, C].
         seed: integer [2]; a step gets one from ``state.random_seed("augmentation")``.
-        pixels: at most so many in either direction, at least 0, each number equally likely.
+        pixels: the largest shift in either direction, at least 0; all shifts are equally likely.
 
     Returns:
-        A tensor like ``images``; what comes in from outside is 0.
+        A tensor like ``images``; pixels shifted in from outside are 0.
     """
     shifts = tf.random.stateless_uniform(
         [2, tf.shape(images)[0]], seed, -pixels, pixels + 1, dtype=tf.int32
@@ -36,29 +36,29 @@ def random_affine(
     scale: float = 0.0,
     shear: float = 0.0,
 ) -> Any:
-    """Shifts, scales, turns and slants each image, in that order, by amounts of its own.
+    """Shifts, scales, rotates and shears each image, in that order, by random amounts.
 
-    All but the shift leave the middle where it is. Each amount is uniform within what is given and
-    drawn independently. Between pixels the result is interpolated bilinearly.
+    Each amount is drawn independently for each image, uniformly within its limit. Scaling, rotation
+    and shearing leave the middle of the image in place. Interpolation is bilinear.
 
     Args:
         images: float [B, H, W, C].
         seed: integer [2]; a step gets one from ``state.random_seed("augmentation")``.
-        shift: at most so many pixels, down or up and right or left.
-        rotation: at most so many degrees, either way.
-        scale: by a factor of 1 - scale to 1 + scale, one for the height and one for the width;
-            0 to below 1.
-        shear: a row moves sideways by at most this times its distance from the middle.
+        shift: the largest shift in pixels, along each axis and in either direction.
+        rotation: the largest angle in degrees, in either direction.
+        scale: height and width are multiplied by two factors from 1 - scale to 1 + scale; 0 to
+            below 1.
+        shear: a row moves sideways by at most ``shear`` times its distance from the middle.
 
     Returns:
-        A tensor like ``images``; what comes in from outside is 0.
+        A tensor like ``images``; pixels that come in from outside are 0.
     """
     amounts = tf.random.stateless_uniform([6, tf.shape(images)[0]], seed, -1.0, 1.0)
     angle = amounts[0] * math.radians(rotation)
     width, height = 1 + amounts[1] * scale, 1 + amounts[2] * scale
     slant, right, down = amounts[3] * shear, amounts[4] * shift, amounts[5] * shift
     cosine, sine = tf.cos(angle), tf.sin(angle)
-    # From a place in the result, relative to the middle, to the one in the image.
+    # The matrix takes a place in the result, relative to the middle, to its place in the image.
     a, b = cosine / width, (slant * cosine - sine) / width
     c, d = sine / height, (slant * sine + cosine) / height
     middle_x, middle_y = (images.shape[2] - 1) / 2, (images.shape[1] - 1) / 2
@@ -68,7 +68,7 @@ def random_affine(
 
 
 def _transform(images: Any, matrix: list[Any], interpolation: str) -> Any:
-    """Applies to each image a matrix that takes (x, y, 1) of the result to that of the image."""
+    """Transforms each image; its matrix maps (x, y, 1) in the result to (x, y) in the image."""
     zero = tf.zeros_like(matrix[0])
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=images,

@@ -1,4 +1,4 @@
-"""A batch as a pure function of (seed, step), computed inside the graph."""
+"""Batches: each is a pure function of (seed, step), computed inside the graph."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of batches in which each example occurs once; the last may be smaller."""
+        """Steps in one pass over the examples; the last batch of a pass may be smaller."""
         return -(-self.examples // self.batch_size)
 
     @property
     def steps(self) -> int:
-        """Number of steps in all, at least 1."""
+        """Steps of the whole training, at least 1."""
         return max(1, round(self.epochs * self.steps_per_epoch))
 
     def ends_epoch(self, step: int) -> bool:
-        """Whether an epoch, or all of training, ends with the last of so many steps, 1 or more."""
+        """Whether an epoch, or the whole training, ends after ``step`` steps (1 or more)."""
         return step % self.steps_per_epoch == 0 or step == self.steps
 
 
 def epoch_order(seed: int, epoch: Any, num_examples: int) -> Any:
     """The order in which an epoch visits the examples: a random permutation, int64 [N].
 
-    It is a function of its arguments, so that no iterator needs to be saved, and any epoch's
-    order can be had at once. (``tf.random.experimental.index_shuffle`` would give single
-    positions of one for less, but TensorFlow 2.21 repeats some where N is 2**16 + 1.)
+    The order is a pure function of the arguments: no iterator state needs to be saved, and the
+    order of any epoch can be computed directly. (``tf.random.experimental.index_shuffle`` computes
+    single positions for less work, but TensorFlow 2.21 repeats positions where N is 2**16 + 1.)
 
     Args:
         seed: the run's seed, 0 to 2**31 - 1.
@@ -57,23 +57,23 @@ def epoch_order(seed: int, epoch: Any, num_examples: int) -> Any:
 
 
 def batch_indices(order: Any, step_in_epoch: Any, batch_size: int) -> Any:
-    """Which examples make up a batch: int64 [B], B at most ``batch_size``.
+    """The positions of a batch's examples: int64 [B], B at most ``batch_size``.
 
     Args:
-        order: the epoch's, see ``epoch_order``.
+        order: the order of the epoch, see ``epoch_order``.
         step_in_epoch: int64 scalar, counted from 0.
-        batch_size: size of every batch but the epoch's last, which has what remains.
+        batch_size: size of every batch but the epoch's last, which takes the remaining examples.
     """
     start = step_in_epoch * batch_size
     return order[start : start + batch_size]
 
 
 def indices_of_step(seed: int, step: Any, plan: Plan) -> Any:
-    """Which examples a step works on, where each is used once an epoch: int64 [B].
+    """The positions of a step's examples when each is used once per epoch: int64 [B].
 
     Args:
         seed: the run's seed, 0 to 2**31 - 1.
-        step: number of steps done before, an integer or an int64 scalar.
+        step: number of steps done before this one, an integer or an int64 scalar.
         plan: how training goes over its examples.
     """
     order = epoch_order(seed, step // plan.steps_per_epoch, plan.examples)
@@ -81,7 +81,7 @@ def indices_of_step(seed: int, step: Any, plan: Plan) -> Any:
 
 
 def take_batch(images: Any, labels: Any, indices: Any) -> tuple[Any, Any]:
-    """The examples at ``indices``, as the network and the loss want them.
+    """Gathers the examples at ``indices`` and converts them for the network and the loss.
 
     Args:
         images: uint8 [N, 28, 28, 1].

@@ -1,4 +1,4 @@
-"""The data set as training and evaluation see it: two splits of images and labels."""
+"""The data set in memory: a training split and a test split of images and labels."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 NUM_CLASSES = 10
-# What splits are called.
+# The names of splits.
 TRAIN, HOLDOUT, TEST = "train", "holdout", "test"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Some images and what they show.
+    """Images and their labels.
 
     Attributes:
         images: uint8 [N, 28, 28, 1], 0 is background and 255 is ink.
         labels: uint8 [N], each 0 to 9.
-        name: what the split is called in messages and logs, such as ``"train"``.
+        name: the split's name in messages and logs, such as ``"train"``.
     """
 
     images: npt.NDArray[np.uint8]
@@ -33,20 +33,20 @@ class Split:
         return len(self.images)
 
     def first(self, count: int) -> Split:
-        """The first ``count`` examples, or all where there are fewer."""
+        """The first ``count`` examples, or all if there are fewer."""
         return dataclasses.replace(self, images=self.images[:count], labels=self.labels[:count])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A training and a test split, and a line that says where they came from."""
+    """A training and a test split; ``source`` names their origin in one line."""
 
     train: Split
     test: Split
     source: str
 
     def sha256(self) -> str:
-        """A digest of all images and labels, in hexadecimal; it tells data sets apart."""
+        """The SHA-256 of all images and labels, in hexadecimal. It identifies the data set."""
         digest = hashlib.sha256()
         for split in (self.train, self.test):
             digest.update(np.ascontiguousarray(split.images).data)
@@ -54,20 +54,20 @@ class Dataset:
         return digest.hexdigest()
 
     def first(self, count: int | None) -> Dataset:
-        """Both splits cut down to their first ``count`` examples; None keeps all."""
+        """Both splits, each with its first ``count`` examples only; None keeps all."""
         if count is None:
             return self
         return dataclasses.replace(self, train=self.train.first(count), test=self.test.first(count))
 
 
 def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
-    """Divides a split into a part to train on and a part to select on.
+    """Divides a split into examples to train on and examples to select on.
 
-    Which examples are held out is a function of (seed, count, number of examples) alone; the
-    order within both parts is that of the original.
+    The choice of held-out examples is a function of (seed, count, number of examples) alone. Both
+    parts keep the order of the original.
 
     Args:
-        split: what to divide.
+        split: the split to divide.
         count: number of examples to hold out, 1 to ``len(split) - 1``.
         seed: any non-negative integer.
 
@@ -75,7 +75,7 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
         The remaining training examples, and those held out, named ``"holdout"``.
 
     Raises:
-        InputError: if nothing would be held out, or nothing be left to train on.
+        InputError: if no example would be held out, or none would remain to train on.
     """
     if not 0 < count < len(split):
         raise InputError(

@@ -1,8 +1,8 @@
 """Reading a data set from files: a Keras-style ``.npz``, or a folder of IDX files.
 
-Both formats are those in which MNIST and its look-alikes (Fashion-MNIST, KMNIST, ...) are
-published. The IDX format is described at the foot of Yann LeCun's MNIST page: two zero bytes,
-a type (0x08 is uint8), the number of dimensions, each dimension as a big-endian uint32, data.
+MNIST and its look-alikes (Fashion-MNIST, KMNIST, ...) are published in these two formats. An IDX
+file, as Yann LeCun's MNIST page describes the format, has two zero bytes, a type (0x08 is uint8),
+the number of dimensions, each dimension as a big-endian uint32, and then the data.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
-# The published names; some mirrors write a dot where the original has a hyphen.
+# The published file names; some mirrors write a dot in place of a hyphen.
 IDX_STEMS = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -35,19 +35,18 @@ IDX_STEMS = (
 )
 
 
-# A data set is read into memory as it is: a million images take 784 MB.
+# A data set is read into memory as a whole: a million images take 784 MB.
 MOST_EXAMPLES = 1_000_000
 
 
 def read_dataset(path: Path) -> Dataset:
     """Reads a data set from an ``.npz`` file or a folder of IDX files, gzipped or not.
 
-    Shapes, dtypes and sizes are read and checked before any data are unpacked.
+    Shapes, dtypes and sizes are checked before any data are unpacked.
 
     Raises:
-        InputError: if the path is neither, or a file is missing, damaged, or holds something
-            other than at most ``MOST_EXAMPLES`` uint8 images of 28x28 pixels with labels from 0
-            to 9.
+        InputError: if the path is neither, or a file is missing or damaged, or its content is
+            not at most ``MOST_EXAMPLES`` uint8 images of 28x28 pixels with labels from 0 to 9.
     """
     if os.path.isdir(path):
         files = [_find_idx(path, stem) for stem in IDX_STEMS]
@@ -65,7 +64,7 @@ def read_dataset(path: Path) -> Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class _Header:
-    """What the header of an ``.npy`` file promises; ``size`` is the bytes of the whole file."""
+    """The header of an ``.npy`` file, and the bytes that the whole file must have."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -73,16 +72,16 @@ class _Header:
 
 
 def make_split(images: npt.NDArray[Any], labels: npt.NDArray[Any], name: str, file: Path) -> Split:
-    """Checks the arrays of one split and brings them to their one shape and dtype.
+    """Checks the arrays of one split and converts them to the shapes and dtypes of ``Split``.
 
     Args:
         images: uint8 [N, 28, 28] or [N, 28, 28, 1], N from 1 to ``MOST_EXAMPLES``.
         labels: any integer dtype, [N], values 0 to 9.
         name: the split's name.
-        file: the file to name in an error.
+        file: the file that an error names.
 
     Raises:
-        InputError: if shape, dtype, length or a label's value is anything else.
+        InputError: if a shape, a dtype, a length or a label's value is different.
     """
     _check_shapes(images, labels, name, file)
     if labels.min() < 0 or labels.max() >= NUM_CLASSES:
@@ -121,8 +120,9 @@ def read_npz(path: Path) -> list[npt.NDArray[Any]]:
     """The arrays x_train, y_train, x_test and y_test of a Keras-style ``.npz``, in this order.
 
     Raises:
-        InputError: if it is no NumPy archive, is damaged, lacks one of the four, or one has a
-            shape or dtype that ``make_split`` refuses. Pickled objects are never loaded.
+        InputError: if the file is not a NumPy archive, is damaged, lacks one of the four arrays,
+            or an array has a shape or dtype that ``make_split`` refuses. Pickled objects are never
+            loaded.
     """
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
@@ -146,7 +146,7 @@ def read_npz(path: Path) -> list[npt.NDArray[Any]]:
             f"{path}: {reason if there else 'no such file or folder'}; give a Keras-style .npz or "
             "a folder of IDX files"
         ) from error
-    except Exception as error:  # a damaged archive makes zipfile and NumPy raise nearly anything
+    except Exception as error:  # for a damaged archive zipfile and NumPy raise errors of many kinds
         raise InputError(
             f"{path}: not a readable .npz archive, or a damaged one ({one_line(error)}); "
             "download it again, or give a folder of IDX files"
@@ -155,7 +155,7 @@ def read_npz(path: Path) -> list[npt.NDArray[Any]]:
 
 def _npy_header(archive: zipfile.ZipFile, key: str) -> _Header:
     with archive.open(f"{key}.npy") as stream:
-        start = io.BytesIO(stream.read(1 << 16))  # a header may claim to have 4 GB
+        start = io.BytesIO(stream.read(1 << 16))  # bounded: a header may claim a length of 4 GB
     if np.lib.format.read_magic(start) == (1, 0):
         shape, _, dtype = np.lib.format.read_array_header_1_0(start)
     else:
@@ -174,8 +174,8 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     """The uint8 array in an IDX file, gzipped or not.
 
     Raises:
-        InputError: if the file is damaged, of another type, longer or shorter than its header
-            says, or larger than ``MOST_EXAMPLES`` images are.
+        InputError: if the file is damaged, has another type, is longer or shorter than its header
+            says, or is larger than ``MOST_EXAMPLES`` images.
     """
     try:
         with open_regular(path) as file:

