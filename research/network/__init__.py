@@ -1,1 +1,1 @@
-"""The network, and the layers that it is made of beyond Keras's own."""
+"""The reference network, its layers that Keras does not have, and initial weights."""

@@ -1,8 +1,7 @@
-"""What the network is made of beyond Keras's own layers.
+"""A convolution, bias with ReLU, and dropout: as Keras computes them, but faster on a CPU.
 
-On a processor these compute the same as Keras's, faster; the comments say what each way saves of
-a step of the reference experiment (2 cores with AVX2, float32, batch 128). On a GPU, where they
-have not been measured, the convolutions are Keras's own.
+Each "Saves ..." is a share of a training step of the reference experiment (2 cores with AVX2,
+float32, batch 128). On a GPU, where nothing was measured, the convolutions are Keras's own.
 """
 
 from __future__ import annotations
@@ -20,14 +19,13 @@ Gradient = Callable[[Any], tuple[Any, Any]]
 class Conv2D(tf.keras.layers.Conv2D):
     """``keras.layers.Conv2D`` with ReLU, without padding and with strides of 1.
 
-    Its weights, values and gradients are those of Keras's layer, but for rounding. It is for
-    training: what is saved is the stock twin of the model.
+    Its weights, outputs and gradients equal those of Keras's layer up to rounding. It is for
+    training: mnist.h5 holds the stock twin of the model, not this layer.
 
     Args:
         filters: channels of the output.
         kernel_size: height and width of the kernel.
-        add_bias: False leaves bias and ReLU to ``bias_relu``, to be called later; the layer's own
-            output is then without them.
+        add_bias: False omits bias and ReLU from the output; call ``bias_relu`` later.
         kernel_initializer, name, dtype: as for Keras's layer.
     """
 
@@ -61,9 +59,9 @@ def _convolution(inputs: Any, kernel: Any) -> Any:
     if tf.config.get_visible_devices("GPU"):
         return tf.nn.conv2d(inputs, kernel, 1, "VALID")
     if kernel.dtype == tf.float16 or (kernel.dtype == tf.bfloat16 and not has_bfloat16()):
-        # Products of 16-bit numbers are exact in float32: only the order of the sums is another
-        # than in TensorFlow's bfloat16 emulation, which takes ten times as long. For the gradient
-        # of a float16 kernel, oneDNN has only a reference implementation, a hundred times slower.
+        # Products of 16-bit numbers are exact in float32. Only the order of the sums differs from
+        # TensorFlow's emulation of bfloat16, which takes ten times as long. For the gradient of a
+        # float16 kernel oneDNN has only a reference implementation, a hundred times slower.
         wide = _convolution(tf.cast(inputs, tf.float32), tf.cast(kernel, tf.float32))
         return tf.cast(wide, kernel.dtype)
     many_channels = inputs.shape[-1] >= 8
@@ -73,11 +71,11 @@ def _convolution(inputs: Any, kernel: Any) -> Any:
 
 
 def convolution_with_products(inputs: Any, kernel: Any) -> Any:
-    """A convolution whose kernel's gradient is computed by matrix products.
+    """A convolution that computes the gradient of its kernel by matrix products.
 
-    Without AVX-512 oneDNN has no good kernel for that gradient. Saves 12%.
+    Without AVX-512, oneDNN computes this gradient slowly. Saves 12%.
     """
-    scope = f"gradient_tape/{tf.get_current_name_scope()}/"  # where the graph shows gradients
+    scope = f"gradient_tape/{tf.get_current_name_scope()}/"  # the graph's scope for gradients
 
     @tf.custom_gradient
     def convolution(inputs: Any, kernel: Any) -> tuple[Any, Gradient]:
@@ -98,11 +96,11 @@ def convolution_with_products(inputs: Any, kernel: Any) -> Any:
 
 
 def _kernel_gradient(inputs: Any, upstream: Any, shape: Any) -> Any:
-    """The gradient of a kernel [height, width, C, F] by one matrix product for each of its rows.
+    """The gradient of a kernel [height, width, C, F]: one matrix product for each kernel row.
 
-    With ``upstream`` filled up with zeros to the size of ``inputs``, and both seen as a list of
-    pixels, row after row and image after image, that which meets an element of the kernel is
-    a fixed number of pixels further on in the one list than in the other.
+    ``upstream`` is padded with zeros to the size of ``inputs``, and both are flattened to lists of
+    pixels, row after row and image after image. Kernel element (i, j) then multiplies the input
+    pixel i * line + j places after the output pixel, for all rows and images.
     """
     height, width, channels, filters = shape
     fill = [[0, 0], [0, height - 1], [0, width - 1], [0, 0]]
@@ -110,7 +108,7 @@ def _kernel_gradient(inputs: Any, upstream: Any, shape: Any) -> Any:
     pixels = tf.reshape(inputs, [-1, channels])
     count, line = tf.shape(pixels)[0], tf.shape(inputs)[2]
     neighbours = tf.concat([pixels[j : count - (width - 1) + j] for j in range(width)], axis=1)
-    last = count - (height - 1) * line - (width - 1)  # what follows is filling
+    last = count - (height - 1) * line - (width - 1)  # the rest is padding
     products = [
         tf.matmul(neighbours[i * line : i * line + last], rows[:last], transpose_a=True)
         for i in range(height)
@@ -119,29 +117,29 @@ def _kernel_gradient(inputs: Any, upstream: Any, shape: Any) -> Any:
 
 
 def bias_relu(inputs: Any, bias: Any) -> Any:
-    """Adds a bias to each pixel's channels, and sets what is negative to 0.
+    """Adds a bias to each pixel's channels and applies ReLU.
 
-    After max pooling it gives the same as before, since neither changes which is the largest, and
-    has a quarter of the work: that saves 5%.
+    Call it after max pooling: the result is the same as before pooling, since neither changes which
+    element is the largest, and there are a quarter of the elements. Saves 5%.
 
     Args:
         inputs: float [B, H, W, F].
-        bias: [F], a variable or a tensor.
+        bias: float [F], a variable or a tensor.
     """
     with tf.name_scope("bias_relu") as scope:
         bias = tf.cast(bias, inputs.dtype)
         if tf.config.get_visible_devices("GPU"):
             return tf.nn.relu(tf.nn.bias_add(inputs, bias))
 
-        # TensorFlow joins the gradients of a bias and of a convolution's kernel in an operation
-        # that is slower than the two; a sum it leaves alone. Saves 3%.
+        # TensorFlow fuses the gradients of a bias and of a convolution's kernel into an operation
+        # that is slower than both. It does not fuse a sum. Saves 3%.
         @tf.custom_gradient
         def add(inputs: Any, bias: Any) -> tuple[Any, Gradient]:
             outputs = tf.nn.relu(tf.nn.bias_add(inputs, bias))
 
             def gradient(upstream: Any) -> tuple[Any, Any]:
-                with tf.name_scope(f"gradient_tape/{scope}"):  # where the graph shows gradients
-                    # That of tf.nn.relu, which knows no other name.
+                with tf.name_scope(f"gradient_tape/{scope}"):  # the graph's scope for gradients
+                    # ReluGrad is the op that tf.nn.relu's own gradient uses.
                     below = tf.raw_ops.ReluGrad(gradients=upstream, features=outputs)
                     wide = below if below.dtype == tf.float64 else tf.cast(below, tf.float32)
                     total = tf.reduce_sum(wide, axis=[0, 1, 2])
@@ -155,20 +153,20 @@ def bias_relu(inputs: Any, bias: Any) -> Any:
 def dropout(inputs: Any, rate: float, seed: Any, name: str = "dropout") -> Any:
     """Sets a random fraction of the elements to zero and scales up the others.
 
-    Unlike ``keras.layers.Dropout`` it has no random state of its own: the mask is a function of
-    the seed, so that it differs between steps and replicas, and a resumed run draws the same.
+    Unlike ``keras.layers.Dropout`` this function has no random state: the mask is a function of the
+    seed. Steps and replicas pass different seeds; a resumed run passes the same ones again.
 
     Source: Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from
-    Overfitting" (2014), in the inverted form, which leaves inference as it is.
+    Overfitting" (2014), in the inverted form, which leaves inference unchanged.
 
     Args:
         inputs: float tensor of any shape.
-        rate: probability of an element to become zero, 0 to below 1.
+        rate: probability that an element becomes zero, 0 to below 1.
         seed: integer [2], see ``research.seeds.derive_seed``.
-        name: of the layer, for the graph.
+        name: the name scope in the graph.
 
     Returns:
-        A tensor like ``inputs``, what is kept multiplied by 1 / (1 - rate).
+        A tensor like ``inputs``; the elements that are kept are multiplied by 1 / (1 - rate).
     """
     with tf.name_scope(name):
         size = tf.size(inputs)
@@ -181,7 +179,7 @@ def dropout(inputs: Any, rate: float, seed: Any, name: str = "dropout") -> Any:
             dtype=tf.uint32,
             alg="philox",
         )
-        # Numbers of 8 bits are made and compared faster, where they will do. Saves 3%.
+        # A rate of k/256 needs 8 random bits an element, not 32. Saves 3%.
         values, numbers = 2**32, words
         if exact_in_a_byte:
             values, numbers = 2**8, tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:size]

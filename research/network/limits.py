@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from research.errors import InputError
 
-# 160 MiB of float32: a dense layer of 4,500 units in the reference network, which needs a 16th.
+# 160 MiB of float32: the reference network with a dense layer of 4,543 units instead of 256.
 LARGEST_PARAMETERS = 40 * 2**20
 
 
 def refuse_too_many_parameters(what: str, parameters: int) -> None:
     """Refuses a network that is too large for mnist.h5.
 
-    A network calls this before it makes its variables, which could fill the memory.
+    Call this before the network makes its variables: they could fill the memory.
 
     Args:
-        what: the network, or the option that makes it so large; the message begins with it.
+        what: the beginning of the message: the network, or the option that makes it too large.
         parameters: number of weights, moving statistics included.
 
     Raises:

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(BaseConfig):
-    """The options of every experiment, and those of this network."""
+    """The options of every experiment, and the options of this network."""
 
     dense_width: int = 256
     """Units of the network's hidden dense layer."""
@@ -37,24 +37,24 @@ class Config(BaseConfig):
 class MnistCNN(tf.keras.Model):
     """Conv 32, Conv 64, MaxPool, Dropout, Dense, Dropout, Dense 10: 2,380,938 parameters.
 
-    The architecture is that of the well-known Keras script. Called like any Keras model it
-    returns probabilities; training asks for the ``logits`` instead, from which the loss can be
-    computed without loss of precision.
+    The architecture is that of the well-known Keras script. A call returns probabilities, as with
+    any Keras model. Training uses ``logits``, from which the loss is computed without loss of
+    precision.
 
-    A model is built as soon as it is constructed: all of its variables exist.
+    The constructor builds the model: all variables exist when it returns.
 
     Args:
         dense_width: units of the hidden dense layer, at least 1.
         dropout_rates: fraction dropped after pooling and after the hidden dense layer, each 0
             to below 1.
-        seed: the initial weights are a function of it.
+        seed: decides the initial weights.
         precision: a Keras dtype policy. Variables and logits are float32 with ``"float32"``,
-            ``"mixed_bfloat16"`` and ``"mixed_float16"``, float64 with ``"float64"``, in which
-            two orders of summing are compared.
+            ``"mixed_bfloat16"`` and ``"mixed_float16"``. They are float64 with ``"float64"``, which
+            is for comparing two orders of summation.
 
     Raises:
-        InputError: if ``dense_width`` is above 4,543: mnist.h5 could not hold the network; or if
-            the environment keeps TensorFlow from computing in that precision.
+        InputError: if ``dense_width`` is above 4,543, since mnist.h5 could not hold the network; or
+            if the environment keeps TensorFlow from computing in this precision.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class MnistCNN(tf.keras.Model):
             )
         self.dense_width = dense_width
         self.dropout_rates = dropout_rates
-        # Glorot's initialization, the default of both layers, drawn from seeds of our own.
+        # Glorot's initialization, the default of both kinds of layer, with seeds from ``seed``.
         seeds = np.random.SeedSequence(seed).generate_state(4) >> 1
         start = [tf.keras.initializers.GlorotUniform(seed=int(s)) for s in seeds]
         layers = tf.keras.layers
@@ -92,23 +92,23 @@ class MnistCNN(tf.keras.Model):
             dtype=precision,
         )
         self.dense2 = layers.Dense(10, kernel_initializer=start[3], name="dense2", dtype=precision)
-        # Keras's own `build` would mark the model as built and create no variable.
+        # Keras's own `build` would mark the model as built and create no variables.
         self(tf.zeros([1, 28, 28, 1]))
 
     def logits(self, images: Any, training: bool = False, seed: Any = None) -> Any:
-        """The network's output before the softmax.
+        """Computes the network's output before the softmax.
 
         Args:
             images: float32 [B, 28, 28, 1] in 0..1.
-            training: whether dropout is applied.
-            seed: integer [2], decides what is dropped; needed where ``training`` is true. A
-                step gets one from ``state.random_seed("dropout")``.
+            training: whether to apply dropout.
+            seed: integer [2], decides which elements are dropped; needed if ``training`` is true.
+                A step gets one from ``state.random_seed("dropout")``.
 
         Returns:
             [B, 10] in the dtype of the variables.
 
         Raises:
-            ValueError: if dropout is to be applied and no seed is given.
+            ValueError: if dropout applies and ``seed`` is None.
         """
         seeds = self._dropout_seeds(seed) if training else None
         x = self.pool(self.conv2(self.conv1(images)))
@@ -121,13 +121,13 @@ class MnistCNN(tf.keras.Model):
         return tf.cast(self.dense2(x), self.variable_dtype)
 
     def call(self, images: Any, training: bool = False, seed: Any = None) -> Any:
-        """Class probabilities [B, 10], typed as the logits; the arguments are theirs."""
+        """Class probabilities [B, 10] in the dtype of the logits; arguments as for ``logits``."""
         return tf.nn.softmax(self.logits(images, training, seed))
 
     def stock_twin(self) -> tf.keras.Sequential:
         """The same network of Keras's own layers, in float32, with a copy of the weights.
 
-        A file of it can be loaded without this project.
+        Keras can load a file of the twin without this project.
         """
         layers = tf.keras.layers
         first_rate, second_rate = self.dropout_rates
