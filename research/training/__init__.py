@@ -1,1 +1,1 @@
-"""The loop: state, step, update, schedules. Knows nothing of files or of the command line."""
+"""Training: state, update, loop, schedules. It needs no run directory and no command line."""

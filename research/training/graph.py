@@ -1,4 +1,4 @@
-"""The graph of one step of training, to be looked at."""
+"""Prepares the graph of one training step for TensorBoard."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import tensorflow as tf
 
 
 def with_names_of_the_code(graph: Any) -> Any:
-    """The graph of one step, its layers named as in the code.
+    """Renames the nodes of a step's graph, so that layers have the names that the code gives them.
 
     Args:
         graph: a ``GraphDef``.
 
     Returns:
-        A ``GraphDef`` without its library of functions. What goes into the step stands below
-        ``variables/``, operations outside of any layer or named scope below ``other/``.
+        A ``GraphDef`` without its library of functions. The step's inputs are below
+        ``variables/``; operations outside of any layer or named scope are below ``other/``.
     """
     names = {node.name: node.name for node in graph.node}
-    # Keras adds a number to a layer's name as soon as the layer is called a second time.
+    # Keras adds a number to a layer's scope when the layer is called a second time.
     scopes = {name.removeprefix("gradient_tape/").partition("/")[0] for name in names}
     bases = {scope: re.sub(r"_\d+$", "", scope) for scope in scopes}
     times = collections.Counter(bases.values())
@@ -33,7 +33,7 @@ def with_names_of_the_code(graph: Any) -> Any:
         if node.op == "Placeholder":
             names[node.name] = f"variables/{node.name}"
         elif names[node.name].partition("/")[0] in operations:
-            # No scope, therefore, though constants may stand below it.
+            # The first part names an operation, not a scope, though constants may be below it.
             names[node.name] = f"other/{names[node.name]}"
 
     drawn = tf.compat.v1.GraphDef(versions=graph.versions)

@@ -1,4 +1,4 @@
-"""Adadelta, as Keras has it, in one operation for each variable."""
+"""Adadelta with a fused update, and the reference experiment's settings for it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import tensorflow as tf
 def adadelta(
     plan: Plan, peak: float, decay: Decay = "constant", warmup_epochs: float = 0.0
 ) -> Adadelta:
-    """The reference experiment's optimizer: Adadelta, rho 0.95, epsilon 1e-7, on a schedule.
+    """The reference experiment's optimizer: Adadelta, rho 0.95, epsilon 1e-7, with a schedule.
 
     Args:
-        plan: how long training is.
+        plan: decides the number of steps.
         peak: the highest learning rate, above 0.
-        decay: how it goes on after the warm-up, see ``schedules.LearningRate``.
-        warmup_epochs: for so many epochs it rises linearly.
+        decay: the schedule after the warm-up, see ``schedules.LearningRate``.
+        warmup_epochs: length of the linear warm-up.
     """
     warmup_steps = round(plan.steps * warmup_epochs / plan.epochs)
     return Adadelta(LearningRate(peak, plan.steps, decay, warmup_steps), rho=0.95, epsilon=1e-7)
 
 
 def learning_rate_at(state: State, step: int) -> float | None:
-    """The learning rate of the step after so many; None where no Keras optimizer decides it."""
+    """The learning rate of the step after ``step`` others; None without a Keras optimizer."""
     optimizer = getattr(state.optimizer, "inner_optimizer", state.optimizer)
     if optimizer is None:
         return None
@@ -38,18 +38,18 @@ def learning_rate_at(state: State, step: int) -> float | None:
 
 
 class Adadelta(tf.keras.optimizers.Adadelta):
-    """``tf.keras.optimizers.Adadelta``, whose update reads and writes its variables only once.
+    """``tf.keras.optimizers.Adadelta`` with an update that reads and writes each variable once.
 
-    Its variables, options and results are those of Keras's, but for rounding. Saves a tenth of a
+    Variables, options and results are those of Keras's Adadelta up to rounding. Saves a tenth of a
     step of the reference experiment (2.4 million weights; 2 cores with AVX2, batch 128). On a
-    GPU, where it has not been measured, the operations are Keras's own.
+    GPU, where nothing was measured, the operations are Keras's own.
 
     Source: Zeiler, "ADADELTA: An Adaptive Learning Rate Method" (2012); the operation is
     https://www.tensorflow.org/api_docs/python/tf/raw_ops/ResourceApplyAdadelta.
     """
 
     def update_step(self, grad: Any, variable: Any, learning_rate: Any) -> None:
-        """Updates one variable, and what is remembered of its gradients and changes."""
+        """Updates one variable and its accumulators of squared gradients and squared changes."""
         if tf.config.get_visible_devices("GPU") or isinstance(grad, tf.IndexedSlices):
             super().update_step(grad, variable, learning_rate)
             return

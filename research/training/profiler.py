@@ -1,4 +1,4 @@
-"""Profiling some of the steps."""
+"""Profiles a range of steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """Which steps to profile, counted from 1, and the directory to leave the profile in."""
+    """Steps ``first`` to ``last``, counted from 1, and the directory for their profile."""
 
     first: int
     last: int
@@ -22,17 +22,17 @@ class Profile:
 
 
 class Profiler:
-    """Starts TensorFlow's profiler before the first of some steps, and stops it after the last.
+    """Starts TensorFlow's profiler before the first profiled step and stops it after the last.
 
-    Each of them must be run alone, and is marked, so that TensorBoard tells them apart. See
-    https://www.tensorflow.org/guide/profiler. Use it as a context: what has been started when
-    that is left, is stopped.
+    Each profiled step needs a call of its own; ``around`` marks it, so that TensorBoard shows the
+    steps apart. See https://www.tensorflow.org/guide/profiler. Leaving the context stops a running
+    profiler.
 
     Args:
-        profile: which steps; None for none.
+        profile: which steps to profile; None for none.
 
     Raises:
-        StorageError: by its methods, if the profile can't be written.
+        StorageError: by all methods, if the profile can't be written.
     """
 
     def __init__(self, profile: Profile | None) -> None:
@@ -40,14 +40,14 @@ class Profiler:
         self._running = False
 
     def at_most(self, done: int) -> int:
-        """How many steps may be run in one call, when ``done`` have been."""
+        """The largest number of steps that the call after ``done`` steps may run."""
         if self._profile is None or done >= self._profile.last:
             return 2**31 - 1
         return max(1, self._profile.first - 1 - done)
 
     @contextlib.contextmanager
     def around(self, done: int) -> Iterator[None]:
-        """Surrounds the call that follows ``done`` steps."""
+        """A context for the call after ``done`` steps; profiles the call if it is in range."""
         profile = self._profile
         if profile is None or not profile.first <= done + 1 <= profile.last:
             yield

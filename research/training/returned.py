@@ -1,4 +1,4 @@
-"""What a step may return: scalars, images and vectors to make histograms of, each by name."""
+"""Checks and sorts the tensors that a step or an evaluation returns by name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-# Names that the project gives to what it records itself.
+# Names that the project itself records.
 RESERVED = re.compile(
     r"input_seconds|examples|split|step|seconds|(speed|time|update_ratio|weights|figures)/.*"
 )
@@ -21,17 +21,20 @@ KINDS = (
 def sorted_by_kind(
     returned: Any, who: str = "the step", taken: Collection[str] = ()
 ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-    """Sorts what a step, or an evaluation, has returned into scalars, float32, and all else.
-
-    All else are images [N, height, width, channels] and vectors [N], uint8 or float32.
+    """Divides the returned tensors into scalars and others.
 
     Args:
         returned: tensors by name.
-        who: has returned it; for messages.
-        taken: names that others have already.
+        who: the function that returned them, for messages.
+        taken: names that are in use.
+
+    Returns:
+        The scalars, float32; and the images [N, height, width, channels] and vectors [N], uint8 or
+        float32.
 
     Raises:
-        ValueError: if something is of no kind that can be recorded, or is not named.
+        ValueError: if ``returned`` is not a dictionary, a name is not a string or is taken, or a
+            tensor is not a scalar, images or a vector.
     """
     if not isinstance(returned, dict) or not returned:
         raise ValueError(f"{who} returned {returned!r}; return a dictionary {{name: tensor}}")

@@ -11,13 +11,13 @@ Decay = Literal["constant", "linear", "cosine"]
 
 
 class LearningRate(tf.keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up to a peak, then constant, or decaying to zero.
+    """Linear warm-up to a peak, then constant, or decay to zero.
 
-    During warm-up step k, counted from 0, has ``peak * (k + 1) / warmup_steps``: the first step
-    already learns, and the last step of the warm-up has the peak. Decay then falls from the peak to
-    zero, which the step after the last would have, on a straight line or on half a cosine
-    (Loshchilov and Hutter, "SGDR", 2017, equation 5 without restarts). Steps are counted by the
-    optimizer: those that loss scaling leaves out do not count.
+    In the warm-up, step k (counted from 0) has the rate ``peak * (k + 1) / warmup_steps``: the
+    first rate is above 0, and the last one of the warm-up is the peak. Decay follows a straight
+    line or half a cosine (Loshchilov and Hutter, "SGDR", 2017, equation 5 without restarts), and
+    would reach zero one step after the last. The optimizer counts the steps: steps that loss
+    scaling skips do not count.
 
     Args:
         peak: the highest learning rate, above 0.
@@ -26,7 +26,7 @@ class LearningRate(tf.keras.optimizers.schedules.LearningRateSchedule):
         warmup_steps: length of the warm-up, 0 to ``total_steps``.
 
     Raises:
-        ValueError: if ``warmup_steps`` is none of these.
+        ValueError: if ``warmup_steps`` is out of range.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class LearningRate(tf.keras.optimizers.schedules.LearningRateSchedule):
         self.warmup_steps = warmup_steps
 
     def __call__(self, step: Any) -> Any:
-        """The learning rate of the step after ``step`` others: float32 scalar, at least 0."""
+        """The learning rate of the step after ``step`` others: a float32 scalar, at least 0."""
         step = tf.cast(step, tf.float32)
         warmup = tf.minimum((step + 1) / max(self.warmup_steps, 1), 1.0)
         left = max(self.total_steps - self.warmup_steps, 1)

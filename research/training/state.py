@@ -1,4 +1,4 @@
-"""Everything that training changes or depends on, in one object."""
+"""The state of training: all that a step changes or depends on, in one object."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class State:
-    """What a step works on. Construct it within the strategy's scope.
+    """The state of training. Construct it within the strategy's scope.
 
     Attributes:
-        model: built, with trainable variables. The steps of this project call its
+        model: a built model with trainable variables. The steps of this project call its
             ``logits(images, training, seed)``.
         loss: a function (labels [B, 10], logits [B, 10]) -> [B], each example's loss; the step
-            takes the mean. Of a Keras ``Loss`` with ``reduction="none"``: with any other, Keras
-            would divide by the number of replicas behind the step's back.
-        optimizer: any Keras optimizer; None where the step changes the weights itself. For a
-            float16 model it is wrapped here in ``tf.keras.optimizers.LossScaleOptimizer``, which
-            leaves out the update of a step whose gradients overflow, and adjusts the scale.
-        seed: the run's seed, 0 to 2**31 - 1; with the step it decides all randomness.
-        clip_norm: gradients whose global norm is larger are scaled down to it; None for never.
-        options: whatever a step wants to look up, such as the experiment's configuration.
-        extra: what else the step changes, by name: variables, or models such as an average of
-            the weights. What is kept anywhere else is lost when a run is resumed.
-        strategy: where and on how many replicas steps run.
+            takes the mean. A Keras ``Loss`` must have ``reduction="none"``: with any other, Keras
+            would also divide by the number of replicas.
+        optimizer: any Keras optimizer; None if the step changes the weights itself. For a float16
+            model it is wrapped here in ``tf.keras.optimizers.LossScaleOptimizer``, which skips the
+            update of a step whose gradients overflow, and adjusts the loss scale.
+        seed: the run's seed, 0 to 2**31 - 1. Seed and step decide all random numbers.
+        clip_norm: gradients with a larger global norm are scaled down to this norm; None for never.
+        options: any values that the step reads, such as the experiment's configuration.
+        extra: whatever else the step changes, by name: variables, or models such as an average of
+            the weights. Checkpoints hold them. A resumed run loses values kept anywhere else.
+        strategy: decides the devices and the number of replicas.
         step: int64 variable, the number of steps done.
-        indices: int64 [B], which training examples this replica's batch is made of: positions in
-            the training split. Set by ``train``; None outside of a step.
-        share: this replica's part of the batch, 0 to 1; None where there is one replica. Set by
-            ``train``; a step has no need of it.
+        indices: int64 [B], the positions of this replica's examples in the training split. Set by
+            ``train``; None outside of a step.
+        share: this replica's share of the batch, 0 to 1; None with one replica. Set by ``train``
+            and used by ``reduce``.
 
     Raises:
-        ValueError: if the model can't be trained, or the loss, the optimizer or what stands in
-            ``extra`` is of another kind.
+        ValueError: if the model has no trainable variables, or ``loss``, ``optimizer`` or a value
+            in ``extra`` is of the wrong kind.
     """
 
     model: tf.keras.Model
@@ -91,10 +91,10 @@ class State:
             self.optimizer.build(self.model.trainable_variables)
 
     def variables(self) -> dict[str, Any]:
-        """Every variable that training changes, by name: all that a checkpoint has to hold.
+        """All variables that training changes, by name: the content of a checkpoint.
 
-        There is no random-number state among them: random numbers are a function of the seed
-        and the step. The order is that of construction and the same in every process.
+        There is no random-number state among them, since random numbers are a function of seed and
+        step. The order is the order of construction, the same in every process.
         """
         found = {"step": self.step}
         groups = {"model": self.model, "optimizer": self.optimizer}
@@ -106,12 +106,12 @@ class State:
         return found
 
     def weights(self, *, all_layers: bool = False) -> dict[str, Any]:
-        """The trainable variables by name, such as ``conv1/kernel``: layer, slash, variable.
+        """The trainable variables by name, ``<layer>/<variable>``, such as ``conv1/kernel``.
 
-        Where layers have been given the same name, a number is added to it.
+        A number is added to the name of a second layer of the same name.
 
         Args:
-            all_layers: those that are not trained, too.
+            all_layers: include the variables that are not trained.
         """
         found: dict[str, Any] = {}
         for variable in self.model.weights:
@@ -126,36 +126,38 @@ class State:
         return {name: np.array(v.numpy()) for name, v in self.variables().items()}
 
     def assign(self, values: Iterable[Any]) -> None:
-        """Gives the variables new values, one for each of ``variables()`` and in that order."""
+        """Assigns new values: one for each of ``variables()``, in that order."""
         for variable, value in zip(self.variables().values(), values, strict=True):
             variable.assign(value)
 
     def random_seed(self, name: str) -> Any:
         """A seed for this step's random numbers, int64 [2], different on every replica.
 
-        Give it to TensorFlow's stateless functions, such as ``tf.random.stateless_uniform``.
-        Python's or NumPy's random numbers would be drawn once, while the step is traced, and
-        stay the same in all steps.
+        Pass it to TensorFlow's stateless functions, such as ``tf.random.stateless_uniform``.
+        Python's or NumPy's random numbers would be drawn once, while the step is traced, and be
+        the same in all steps.
 
         Args:
-            name: what the numbers are for; other names give other numbers.
+            name: the use of the numbers, such as ``"dropout"``; each name gives other numbers.
         """
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         return derive_seed(self.seed, name, self.step, replica)
 
     def gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
-        """The gradients of this replica's loss, one for each trainable variable.
+        """Computes the gradients of this replica's loss, one for each trainable variable.
+
+        With a loss scale, the scaled loss is differentiated, so that small float16 gradients do not
+        underflow; the gradients are then divided by the scale.
 
         Args:
-            tape: has recorded the computation of ``loss``.
-            loss: scalar.
+            tape: the tape that recorded the computation of ``loss``.
+            loss: a scalar, the mean over this replica's examples.
 
         Returns:
-            Tensors shaped as the variables. Where a loss scale is in use, it multiplies the loss
-            on the way back, so that small float16 gradients survive, and is divided out here.
+            Tensors with the shapes of the variables.
 
         Raises:
-            ValueError: if the loss is no scalar, or does not depend on some variable.
+            ValueError: if the loss is not a scalar, or does not depend on every variable.
         """
         if loss.shape.rank != 0:
             raise ValueError(
@@ -181,12 +183,12 @@ class State:
             gradients: as ``self.gradients`` returns them.
 
         Returns:
-            What is worth recording: ``optimizer/learning_rate``, that of this update;
-            ``optimizer/loss_scale`` where there is one; and what ``self.reduce`` measures. With a
-            loss scale the norm and the gradients of a step that is left out are given as 0.
+            Measurements by name: ``optimizer/learning_rate`` of this update,
+            ``optimizer/loss_scale`` if there is one, and the measurements of ``self.reduce``. When
+            loss scaling skips a step, its norm and gradients are given as 0.
 
         Raises:
-            ValueError: if there is no optimizer.
+            ValueError: if the state has no optimizer.
         """
         if self.optimizer is None:
             raise ValueError(
@@ -211,14 +213,14 @@ class State:
     def reduce(self, gradients: list[tf.Tensor]) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
         """Averages the gradients over the replicas, measures and clips them.
 
-        That is what ``update`` does before it changes the weights. A step with an optimizer of
-        its own calls it instead, and every replica gets the same gradients.
+        ``update`` calls this before it changes the weights. A step without a Keras optimizer calls
+        ``reduce`` instead of ``update``; every replica gets the same gradients.
 
         Args:
             gradients: as ``self.gradients`` returns them.
 
         Returns:
-            The gradients of the whole batch, and what is worth recording of them before clipping:
+            The clipped gradients of the whole batch; and measurements before clipping, by name:
             ``optimizer/gradient_norm``, the global norm, and for each variable
             ``gradients/<layer>/<variable>``, the gradient as a vector.
         """

@@ -1,4 +1,4 @@
-"""On how many replicas a step runs."""
+"""The ``tf.distribute`` strategy: on how many replicas a step runs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import tensorflow as tf
 def make_strategy(name: Literal["default", "mirrored"], batch_size: int) -> Any:
     """A ``tf.distribute`` strategy: one replica, or one on each GPU.
 
-    On a machine without a GPU ``"mirrored"`` divides the CPU into two logical devices, so that
-    code for several replicas can be tried anywhere. That must come before TensorFlow is used.
+    Without a GPU, ``"mirrored"`` divides the CPU into two logical devices, so that code for several
+    replicas can be tried on any machine. Call this before TensorFlow is used.
 
     Raises:
         InputError: if a batch has fewer examples than there are replicas.
@@ -37,9 +37,10 @@ def make_strategy(name: Literal["default", "mirrored"], batch_size: int) -> Any:
 
 
 def calculates_with_bfloat16() -> bool:
-    """Whether the devices in use can; otherwise it is emulated, and slower than float32.
+    """Whether every visible device has native bfloat16.
 
-    GPUs can from compute capability 8.0 on. See https://developer.nvidia.com/cuda-gpus.
+    Without it, bfloat16 is emulated and slower than float32. GPUs have it from compute capability
+    8.0 on. See https://developer.nvidia.com/cuda-gpus.
     """
     gpus = tf.config.get_visible_devices("GPU")
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]

@@ -23,23 +23,23 @@ Step = Callable[[State, tf.Tensor, tf.Tensor], dict[str, Any]]
 Indices = Callable[[State, Plan], tf.Tensor]
 History = dict[str, npt.NDArray[np.float32]]
 
-# What train adds to the scalars that a step returns: wall time until its batch was ready, and the
-# number of examples in it.
+# train adds two scalars to those that a step returns: the wall time until the step's batch was
+# ready, and the number of examples in the batch.
 INPUT_SECONDS, EXAMPLES = "input_seconds", "examples"
 
-# Python hears a signal only between two calls of a compiled function: that bounds their length.
+# Python handles signals only between two calls of a compiled function, so calls must be short.
 SECONDS_PER_CALL = 0.4
 
 
 @dataclasses.dataclass(frozen=True)
 class LastStep:
-    """What is looked at in the last step before a report that is due, and in no other.
+    """Details of the last step before a report that is due; other steps are not looked at.
 
     Attributes:
-        indices: int64 [B], which training examples its batch was made of.
+        indices: int64 [B], the positions of the batch's examples in the training split.
         returned: the images and vectors that the first replica's step returned, by name.
-        update_ratios: for each layer how far the step moved its weights: the ratio of the
-            Euclidean norms of the change and of the weights before, 0 where these are 0.
+        update_ratios: for each layer the Euclidean norm of the step's change of the weights,
+            divided by the norm of the weights before; 0 if these are 0.
     """
 
     indices: tf.Tensor
@@ -49,22 +49,23 @@ class LastStep:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What happened since the last report that was due.
+    """The measurements since the last report that was due.
+
+    A report is due at fixed steps. An early report is made in between, for a checkpoint: the next
+    report covers its steps again, so that early reports change no other report.
 
     Attributes:
         step: number of steps done since the start of training.
-        epoch: the epoch that the last of these steps belongs to, counted from 1.
-        epoch_ended: whether that step was the epoch's last, or the last of all.
-        metrics: for each scalar that the step returns, its mean over the examples since then;
-            and ``input_seconds``, the wall time until a step's batch was ready, likewise.
+        epoch: the epoch of the last of these steps, counted from 1.
+        epoch_ended: whether that step was the last of its epoch, or of the training.
+        metrics: for each scalar that the step returns, its mean over the examples of these steps;
+            and the mean of ``input_seconds``, the wall time until a step's batch was ready.
         history: the same scalars step by step, each float32 [S], and ``examples``, the number of
             examples in each batch.
-        last_step: what was looked at in the last step, where a report was due after it. A report
-            that is made early covers steps that the next will cover too: nothing is missing from
-            the others because of it.
-        examples: number of examples since then.
-        seconds: wall time spent on these steps, without tracing, and without what the caller
-            did between two reports.
+        last_step: details of the last step; None if the report is early.
+        examples: number of examples in these steps.
+        seconds: wall time of these steps, without tracing and without the caller's time between
+            two reports.
     """
 
     step: int
@@ -78,18 +79,18 @@ class Report:
 
     @property
     def due(self) -> bool:
-        """Whether a report was due here."""
+        """Whether the report was due; False if it is early."""
         return self.last_step is not None
 
     @property
     def examples_per_second(self) -> float:
-        """Training speed."""
+        """The training speed."""
         return self.examples / self.seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class Unreported:
-    """What a report that was made early has measured; see ``Report``."""
+    """The measurements of an early report, for training that is resumed; see ``Report``."""
 
     history: Mapping[str, npt.NDArray[np.float32]] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
@@ -103,9 +104,9 @@ class Call:
     """One call of the compiled function.
 
     Attributes:
-        steps: how many steps it runs.
-        reaches: whether a report is to be made after it, due or early.
-        looked_at: whether the report is due; the call then has one step, which is looked at.
+        steps: the number of steps in the call.
+        reaches: whether a report, due or early, follows the call.
+        looked_at: whether that report is due. The call then has one step, whose details are kept.
     """
 
     steps: int
@@ -124,17 +125,17 @@ def next_call(
 ) -> Call:
     """Decides how many steps the next call runs.
 
-    No call goes beyond a step after which there is something to do, and the last step before a
-    report that is due has a call to itself.
+    No call goes beyond a step that a report follows. The last step before a report that is due has
+    a call of its own.
 
     Args:
         done: number of steps done, fewer than ``until``.
         plan: how training goes over its examples.
-        until: training ends after so many steps, at most those of the plan.
-        report_every: a report is due each time this many steps are done, after each epoch, and
-            after the plan's last step.
-        early_every: an early report is made each time this many steps are done.
-        at_most: steps in one call, at least 1.
+        until: the step after which training ends, at most the plan's last.
+        report_every: a report is due every ``report_every`` steps, after each epoch, and after the
+            plan's last step.
+        early_every: an early report is made every ``early_every`` steps; None for never.
+        at_most: the largest number of steps in one call, at least 1.
     """
     per_epoch = plan.steps_per_epoch
     due = min(report_every - done % report_every, per_epoch - done % per_epoch, plan.steps - done)
@@ -165,44 +166,43 @@ def train(
 ) -> Generator[Report, None, None]:
     """Runs ``step`` on batch after batch until ``epochs`` are done.
 
-    train() traces the step, once; the steps run while the returned generator is consumed. Training
-    goes on from ``state.step``, and since a batch is a function of seed and step, it goes on
-    with the batch that is due.
+    train() traces the step once; the steps run while the returned generator is consumed. Training
+    starts at ``state.step``. A batch is a function of seed and step, so a resumed training goes on
+    with the right batch.
 
     Args:
         state: is changed in place.
         step: a function (state, images float32 [B, 28, 28, 1] in 0..1, one-hot labels float32
             [B, 10]) -> {name: tensor}, written for one replica. The tensors are scalars, images
             [N, height, width, 1, 3 or 4] (0..1 if float, 0..255 if uint8), or vectors [N] of
-            numbers to make a histogram of.
-        split: what to train on.
-        epochs: passes over ``split``, counted from the very start of training; after the last
-            whole one there may be a part of one.
+            numbers for a histogram.
+        split: the training examples.
+        epochs: passes over ``split`` in the whole training, fractions allowed.
         batch_size: examples per step over all replicas; an epoch's last batch may be smaller.
-        until: ends training after so many steps, counted from the very start.
+        until: the step after which training ends, counted from the start of training; None for the
+            last step.
         indices: decides which examples make a batch: a function (state, plan) -> int64 [B],
-            positions in ``split``, of nothing but the state. None uses each example exactly once
-            per epoch, in an order that is a function of the seed.
-        steps_per_call: how many steps one call of the compiled function runs at most; fewer
-            where they are slow, so that the caller is heard in time. It changes speed, never
-            the result.
-        report_every: a report is due each time this many steps are done, after each epoch, and
-            at the end.
-        early_every: an early report is made each time this many steps are done.
-        report_now: is asked after every call, with the number of steps done; where it says yes,
-            an early report is made.
-        unreported: where ``state`` comes from an early report, what that had measured.
+            positions in ``split``, of the state alone. None uses each example exactly once per
+            epoch, in an order that is a function of the seed.
+        steps_per_call: the largest number of steps in one call of the compiled function; slow steps
+            get shorter calls, so that the caller is heard in time. It changes the speed, never the
+            result.
+        report_every: a report is due every so many steps, after each epoch, and at the end.
+        early_every: an early report is made every ``early_every`` steps; None for never.
+        report_now: a function of the number of steps done, called after every call; an early report
+            is made if it returns True.
+        unreported: the measurements of the early report that ``state`` was saved after, if any.
         profile: which steps to profile, if any.
-        show_graph: is given the graph of one step, a ``GraphDef``, when it has been traced.
-        compiled: False runs the step eagerly, for a debugger; slower, and equal but for rounding.
+        show_graph: is called once with the ``GraphDef`` of the traced step.
+        compiled: False runs the step eagerly, for a debugger: slower, and equal up to rounding.
 
     Yields:
-        A report, at every step where one is due or asked for.
+        A report after every step where one is due or an early one is made.
 
     Raises:
         NonFiniteError: if a scalar that the step returns becomes NaN or infinite.
-        RuntimeError: if the weights are the same after the first report as before.
-        ValueError: if the step returns anything but scalars, images and vectors, each by name, or
+        RuntimeError: if no weight has changed by the first report.
+        ValueError: if the step returns anything but scalars, images and vectors by name, or
             ``indices`` anything but positions.
     """
     plan = Plan(len(split), batch_size, epochs)
@@ -279,16 +279,18 @@ def go_to_non_finite(
     until: int,
     indices: Indices | None = None,
 ) -> bool:
-    """Trains, step by step, up to where the next step makes something NaN or infinite.
+    """Trains until the next step would make a value NaN or infinite.
+
+    The values are the scalars that the step returns and the variables after the step. Figures that
+    ``train`` computes for its reports do not count.
 
     Args:
-        state: is left as it is before that step.
+        state: ends with the values before that step.
         step, split, batch_size, indices: see ``train``.
-        until: gives up after so many steps, counted from the very start.
+        until: the step at which the search ends, counted from the start of training.
 
     Returns:
-        Whether there is such a step: a scalar that it returns, or a variable after it, is not
-        finite. Only these count: no figure that ``train`` computes for its reports.
+        Whether the search has found such a step.
     """
     plan = Plan(len(split), batch_size, epochs=until)
     run_steps = _several_steps(state, step, split, plan, indices, lambda graph: None, True)
@@ -305,7 +307,7 @@ def go_to_non_finite(
 def non_finite(values: Mapping[str, npt.NDArray[Any]]) -> str | None:
     """The name of the first array that holds NaN or infinity, or None.
 
-    What is kept under ``extra/`` may: a lowest loss so far begins with infinity.
+    Arrays under ``extra/`` don't count: a lowest loss so far, for instance, begins with infinity.
     """
     for name, value in values.items():
         if name.startswith("extra/"):
@@ -316,10 +318,10 @@ def non_finite(values: Mapping[str, npt.NDArray[Any]]) -> str | None:
 
 
 def indices_of_next_step(state: State, plan: Plan, indices: Indices | None) -> tf.Tensor:
-    """Which examples the step that is due works on: int64 [B]; see ``train``.
+    """The positions of the next step's examples: int64 [B]; see ``train``.
 
     Raises:
-        ValueError: if ``indices`` returns anything else.
+        ValueError: if ``indices`` returns anything but integers [B].
     """
     if indices is None:
         return indices_of_step(state.seed, state.step, plan)
@@ -335,10 +337,9 @@ def indices_of_next_step(state: State, plan: Plan, indices: Indices | None) -> t
 def _one_step(
     state: State, step: Step, split: Split
 ) -> Callable[[Any], tuple[dict[str, Any], dict[str, Any]]]:
-    """A function (which examples make the batch) -> what the step returns.
+    """A function (indices of the batch) -> (scalars, images and vectors) of one step, by name.
 
-    That is the scalars, float32, averaged over the replicas, and the images and vectors of the
-    first of these, each by name.
+    The scalars are float32, averaged over the replicas. Images and vectors are the first replica's.
     """
     images, labels = tf.constant(split.images), tf.constant(split.labels)
     replicas = state.strategy.num_replicas_in_sync
@@ -349,14 +350,14 @@ def _one_step(
             replica = tf.distribute.get_replica_context()
             indices = batch[replica.replica_id_in_sync_group :: replicas]
             share = tf.cast(tf.size(indices) / tf.size(batch), tf.float32)
-            # Without any example it takes one that does not count: not all kernels can do nothing.
+            # A replica without examples takes one with share 0: some kernels need an example.
             indices = tf.cond(tf.size(indices) > 0, lambda: indices, lambda: batch[:1])
         view = dataclasses.replace(state, share=share, indices=indices)
         begun = tf.timestamp()
         with tf.name_scope("batch"), tf.control_dependencies([begun]):
             batch_of_replica = take_batch(images, labels, indices)
         with tf.control_dependencies(batch_of_replica):
-            # The clock may be set back.
+            # max: the clock may be set back.
             input_seconds = tf.cast(tf.maximum(tf.timestamp() - begun, 0), tf.float32)
         scalars, others = sorted_by_kind(step(view, *batch_of_replica))
         scalars[INPUT_SECONDS] = input_seconds
@@ -383,15 +384,15 @@ def _several_steps(
     show_graph: Callable[[Any], None],
     compiled: bool,
 ) -> Callable[[Any], tuple[dict[str, Any], dict[str, Any], Any]]:
-    """A function (number of steps) -> scalars, images and vectors, and indices of the last one.
+    """A function (number of steps) -> (scalars, images and vectors, indices).
 
-    The scalars are float32 [steps], by name. All steps of one call lie in one epoch. The
-    arguments are those of ``train``.
+    It runs these steps, which must lie in one epoch. The scalars are float32 [steps], by name; the
+    rest is the last step's. The arguments are those of ``train``.
     """
     one_step = _one_step(state, step, split)
 
     def order_of_epoch() -> Any:
-        """Computed once in a call: it costs as much as a part of a step."""
+        """The order of the epoch; computed once per call, since it costs a part of a step."""
         if indices is not None:
             return tf.zeros([0], tf.int64)
         return epoch_order(state.seed, state.step // plan.steps_per_epoch, plan.examples)
@@ -435,7 +436,7 @@ def _several_steps(
 
 
 def _weights_by_layer(state: State) -> dict[str, list[Any]]:
-    """The values of each layer's trainable variables; they stay as they are now."""
+    """Copies of each layer's trainable variables."""
     layers: dict[str, list[Any]] = {}
     for name, variable in state.weights().items():
         layers.setdefault(name.rpartition("/")[0] or name, []).append(
@@ -445,10 +446,10 @@ def _weights_by_layer(state: State) -> dict[str, list[Any]]:
 
 
 def _update_ratios(before: dict[str, list[Any]], after: dict[str, list[Any]]) -> dict[str, float]:
-    """For each layer the norm of the change of its weights over the norm before."""
+    """For each layer the norm of the change of its weights, divided by the norm before."""
     ratios: dict[str, float] = {}
     for layer, old in before.items():
-        # In float32 the squares of finite weights overflow.
+        # float64: in float32 the squares of large finite weights overflow.
         weights, new = ([tf.cast(t, tf.float64) for t in of] for of in (old, after[layer]))
         change = tf.linalg.global_norm([b - a for a, b in zip(weights, new, strict=True)])
         ratio = tf.math.divide_no_nan(change, tf.linalg.global_norm(weights))
@@ -459,14 +460,14 @@ def _update_ratios(before: dict[str, list[Any]], after: dict[str, list[Any]]) ->
 def _appended(
     earlier: Mapping[str, npt.NDArray[np.float32]], new: Mapping[str, npt.NDArray[np.float32]]
 ) -> History:
-    """Each metric's values step by step, behind those from before."""
-    if earlier.keys() != new.keys():  # there are none, or somebody has edited the step since
+    """The history with the new steps appended."""
+    if earlier.keys() != new.keys():  # no earlier steps, or an edited step
         return dict(new)
     return {name: np.concatenate([earlier[name], row]) for name, row in new.items()}
 
 
 def _check_finite(values_by_name: Mapping[str, npt.NDArray[Any]], before: int) -> None:
-    """Refuses values step by step, after ``before`` steps; names the first that is not finite."""
+    """Raises NonFiniteError that names the first non-finite value after ``before`` steps."""
     bad = {n: np.flatnonzero(~np.isfinite(v)) for n, v in values_by_name.items()}
     firsts = {name: int(places[0]) for name, places in bad.items() if places.size}
     if firsts:
