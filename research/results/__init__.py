@@ -1,1 +1,1 @@
-"""What comes out of training: evaluation, mnist.h5, prediction."""
+"""The results of training: evaluation, mnist.h5, prediction."""

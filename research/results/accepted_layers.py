@@ -1,7 +1,7 @@
-"""The layers, options and sizes that a network in an mnist.h5 may have. All else is refused.
+"""The layers, options and sizes that a network in an mnist.h5 may have. All others are refused.
 
-Plain data, for the eye: each layer with a check for each of its options. ``stock_network.py`` goes
-by it.
+``LAYERS`` has a check for each accepted option of each accepted layer. ``stock_network.py`` applies
+them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Check = Callable[[Any], bool]
 
 
 def _only(*values: Any) -> Check:
-    texts = [json.dumps(value) for value in values]  # 1, 1.0 and True are equal, their texts not
+    texts = [json.dumps(value) for value in values]  # 1 == 1.0 == True, but their JSON differs
     return lambda found: json.dumps(found) in texts
 
 
@@ -24,7 +24,7 @@ def _whole(low: int, high: int) -> Check:
 
 
 def _number(low: float, high: float) -> Check:
-    return lambda found: type(found) in (int, float) and low <= found <= high  # NaN is neither
+    return lambda found: type(found) in (int, float) and low <= found <= high  # NaN fails
 
 
 def _both(check: Check) -> Check:
@@ -36,11 +36,11 @@ def _or_none(check: Check) -> Check:
 
 
 MOST_LAYERS = 256
-MOST_INPUTS = 16  # of one merging layer
-# Per example. Evaluation runs batches of 500 in float32: all outputs together stay below 2 GiB.
+MOST_INPUTS = 16  # inputs of one merging layer
+# Numbers per example. In batches of 500 all float32 outputs together stay below 2 GiB.
 LARGEST_OUTPUT = 2**17
 LARGEST_OUTPUTS = 2**20
-MOST_MULTIPLICATIONS = 2**30  # of weights, per example; the reference network needs 13 million
+MOST_MULTIPLICATIONS = 2**30  # per example; the reference network needs 13 million
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _FLAG = _only(True, False)
@@ -111,7 +111,7 @@ LAYERS: dict[str, dict[str, Check]] = {
     "Concatenate": {"axis": _only(-1)},
 }
 MERGING = ("Add", "Multiply", "Average", "Maximum", "Concatenate")
-# Options without influence on predictions. They are not read.
+# Options that don't change predictions. They are ignored.
 FOR_TRAINING = re.compile(
     r"trainable|seed|synchronized|renorm_momentum|\w+_(initializer|regularizer|constraint)"
 )

@@ -1,4 +1,4 @@
-"""Every figure about a trained model, computed from its probabilities on a whole split."""
+"""The figures of a trained model, computed from its probabilities on a whole split."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True)
 class Mistake:
-    """One example that was classified wrongly; ``confidence`` is the predicted class's 0..1."""
+    """A wrongly classified example; ``confidence`` is the predicted class's probability, 0..1."""
 
     index: int
     label: int
@@ -29,15 +29,15 @@ class Mistake:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What a model's probabilities on a split amount to.
+    """The project's own figures of a model on a split.
 
     Attributes:
-        examples: number of examples; every one counts the same.
+        examples: number of examples; all have the same weight.
         loss: mean categorical cross-entropy in nats.
         accuracy: fraction classified correctly, 0 to 1.
         accuracy_interval: 95% Wilson score interval of the accuracy.
-        precision: for each class, the fraction of those predicted as it that are; 0 for none.
-        recall: for each class, the fraction of its examples that are found; 0 for none.
+        precision: for each class, the fraction of its predictions that are right; 0 without any.
+        recall: for each class, the fraction of its examples that are found; 0 without any.
         support: for each class, its number of examples.
         confusion: [10][10], number of examples by true class (row) and predicted class.
         calibration_error: expected calibration error, 0 to 1, see ``calibration_error``.
@@ -57,7 +57,7 @@ class Evaluation:
 
     @property
     def figures(self) -> dict[str, float]:
-        """What is drawn over the course of training, by TensorBoard's tags."""
+        """The figures that TensorBoard draws over the steps, by tag."""
         return {
             "loss": self.loss,
             "accuracy": self.accuracy,
@@ -77,13 +77,13 @@ def evaluate(model: Any, split: Split) -> Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """How a model does on a split that it is not trained on.
+    """A model's evaluation on a split that it was not trained on, with the experiment's figures.
 
     Attributes:
-        evaluation: on all of the split.
-        probabilities: [N, 10], the model's there.
-        figures: what is drawn over the course of training, by TensorBoard's tags.
-        shown: images and vectors by name, for TensorBoard.
+        evaluation: the project's own figures.
+        probabilities: float32 [N, 10], the model's probabilities on the split.
+        figures: the figures that TensorBoard draws over the steps, by tag; the experiment's too.
+        shown: the experiment's images and vectors by name, for TensorBoard.
     """
 
     evaluation: Evaluation
@@ -98,19 +98,19 @@ def validate(
     training: Split | None = None,
     further: Callable[[npt.NDArray[np.float32]], Mapping[str, Any]] = lambda probabilities: {},
 ) -> Validation:
-    """Evaluates a model on all of a split.
+    """Evaluates a model on all of a split, and computes the experiment's further figures.
 
     Args:
         model: see ``evaluate``.
-        split: what it is not trained on.
-        training: what it is trained on; from the loss on the first 1,000 of these examples,
-            without dropout, ``quality/generalization_gap`` follows.
-        further: further figures, a function of the model's probabilities [N, 10] on the split.
-            What it returns is sorted as a step's is: scalars, images, vectors.
+        split: examples that the model was not trained on.
+        training: the training examples; the loss on the first 1,000 of them, without dropout, gives
+            ``quality/generalization_gap``. None leaves this figure out.
+        further: a function of the model's probabilities [N, 10] on the split that returns tensors
+            by name; the scalars are figures, the images and vectors are shown.
 
     Raises:
         NonFiniteError: if a figure is NaN or infinite.
-        ValueError: if ``further`` returns anything else.
+        ValueError: if ``further`` returns anything but scalars, images and vectors by name.
     """
     probabilities = predict_probabilities(model, split.images)
     found = evaluate_probabilities(probabilities, split.labels)
@@ -135,10 +135,10 @@ def predict_probabilities(
     ``batch_size`` bounds the memory needed.
 
     Raises:
-        NonFiniteError: if the model has weights of NaN or infinity, or answers with them.
+        NonFiniteError: if a weight of the model, or a probability, is NaN or infinite.
     """
     probabilities = _in_batches(_compiled(model), images, batch_size)
-    # Max pooling turns NaN into a number: the answers alone don't tell.
+    # Max pooling turns NaN into a number, so the probabilities alone don't show NaN weights.
     if not all(np.isfinite(array).all() for array in (*model.get_weights(), probabilities)):
         raise NonFiniteError("the model's probabilities became nan: its training has diverged")
     return probabilities
@@ -147,7 +147,7 @@ def predict_probabilities(
 def embed(
     model: tf.keras.Sequential, images: npt.NDArray[np.uint8], batch_size: int = 500
 ) -> npt.NDArray[np.float32]:
-    """What goes into the model's last layer, float32 [N, units]; see ``predict_probabilities``."""
+    """The input of the model's last layer, float32 [N, units]; see ``predict_probabilities``."""
     penultimate = tf.keras.Model(model.inputs, model.layers[-1].input)
     return _in_batches(_compiled(penultimate), images, batch_size)
 
@@ -159,7 +159,7 @@ def _in_batches(
     return np.concatenate([batch.numpy() for batch in batches])
 
 
-# A model is evaluated after every epoch, and should be traced for it once.
+# Cached: a model is evaluated after every epoch and traced once.
 @functools.lru_cache(maxsize=2)
 def _compiled(model: Any) -> Any:
     @tf.function(input_signature=[tf.TensorSpec([None, 28, 28, 1], tf.uint8)])
@@ -172,7 +172,7 @@ def _compiled(model: Any) -> Any:
 def evaluate_probabilities(
     probabilities: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[Any]]
 ) -> Evaluation:
-    """Computes every figure, in float64.
+    """Computes the figures, in float64.
 
     Args:
         probabilities: float [N, 10], rows that sum to 1.
@@ -185,7 +185,7 @@ def evaluate_probabilities(
     confusion = np.zeros((NUM_CLASSES, NUM_CLASSES), int)
     np.add.at(confusion, (labels, predicted), 1)
     hits = confusion.diagonal()
-    # A float32 softmax can underflow to 0; its smallest normal number bounds the loss.
+    # A float32 softmax can underflow to 0; the smallest normal number bounds the loss.
     own = np.maximum(p[np.arange(count), labels], np.finfo(np.float32).tiny)
     wrong = np.flatnonzero(~correct)
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:10]
@@ -216,12 +216,12 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationBins:
-    """Examples sorted by confidence into bins of equal width, from 0 to 1.
+    """Examples grouped by confidence, in bins of equal width from 0 to 1.
 
     Attributes:
         count: [bins], number of examples.
-        confidence: [bins], their mean confidence; 0 where there are none.
-        accuracy: [bins], fraction of them classified correctly; 0 where there are none.
+        confidence: [bins], mean confidence of the examples; 0 in an empty bin.
+        accuracy: [bins], fraction classified correctly; 0 in an empty bin.
     """
 
     count: npt.NDArray[np.int64]
@@ -232,7 +232,7 @@ class CalibrationBins:
 def calibration_bins(
     confidence: npt.NDArray[np.float64], correct: npt.NDArray[np.bool_], bins: int = 15
 ) -> CalibrationBins:
-    """Sorts examples by confidence.
+    """Groups examples by confidence.
 
     Args:
         confidence: [N], the probability of the predicted class, 0 to 1.
@@ -249,7 +249,7 @@ def calibration_error(bins: CalibrationBins) -> float:
     """Expected calibration error (Guo et al., "On Calibration of Modern Neural Networks", 2017).
 
     Returns:
-        The mean over the examples of the gap between a bin's accuracy and its confidence, 0 to 1.
+        The mean over the examples of the gap between their bin's accuracy and confidence, 0 to 1.
     """
     gap = np.abs(bins.accuracy - bins.confidence)
     return float(np.average(gap, weights=bins.count))

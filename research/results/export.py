@@ -27,22 +27,22 @@ import tensorflow as tf
 
 __all__ = ["check_exportable", "digest_path", "export_h5", "load_h5", "stock_optimizer"]
 
-# How far a probability of the model may be from its twin's. Where both compute with the same
-# operations there is no difference at all; another order of sums makes one of 1e-6 to 1e-4 in a
-# trained float32 network.
+# The largest difference between a probability of the model and of its twin. The same operations
+# give the same bits; another order of sums gives differences of 1e-6 to 1e-4 in a trained float32
+# network.
 TOLERANCE = 1e-3
-# The same for pseudo-random weights, with which no probability is near 0 or 1: the largest
-# relative difference in float32, and the largest difference in bfloat16 or float16.
+# Tolerances for pseudo-random weights, with which no probability is near 0 or 1: the largest
+# relative difference in float32, and the largest absolute one in bfloat16 or float16.
 _RELATIVE_TOLERANCE = 1e-4
 _HALF_TOLERANCE = 0.03
 
 
 def check_exportable(model: Any) -> None:
-    """Refuses a model that ``export_h5`` could not write, or ``load_h5`` not read.
+    """Refuses a model that ``export_h5`` could not write or ``load_h5`` could not read.
 
-    Meant for the time before the first step. The model and its stock twin are compared with
-    pseudo-random weights: with initial ones, whose biases and moving means are 0, they can agree
-    by chance. The model has its own weights again afterwards, bit for bit.
+    Call this before the first step. It compares the model and its stock twin with pseudo-random
+    weights: with initial weights, whose biases and moving means are 0, wrong twins can agree by
+    chance. Afterwards the model has its own weights again, bit for bit.
 
     Args:
         model: a built Keras model with ``logits(images)``, and ``stock_twin()``, which returns a
@@ -50,8 +50,8 @@ def check_exportable(model: Any) -> None:
             copy of the weights.
 
     Raises:
-        InputError: if there is no such twin, it has other layers or options than those in
-            ``accepted_layers.py``, is too large, or does not predict as the model does.
+        InputError: if the model has no such twin, or the twin has layers or options that
+            ``accepted_layers.py`` does not list, is too large, or predicts other probabilities.
     """
     what = f"the network {model.name}"
     if not callable(getattr(model, "stock_twin", None)):
@@ -81,10 +81,10 @@ def check_exportable(model: Any) -> None:
 
 
 def _with_other_weights(model: Any) -> tuple[Any, Any]:
-    """Probabilities of a model and its twin with pseudo-random weights.
+    """Probabilities of a model and of its twin with pseudo-random weights.
 
     Returns:
-        Those of ``call`` and of ``logits``, and those of the twin: float32 [2, 8, 10] each.
+        The model's by ``call`` and by ``logits``, and the twin's, twice: float32 [2, 8, 10] each.
     """
     random = np.random.default_rng(0)
     images = random.uniform(0, 1, [8, 28, 28, 1]).astype(np.float32)
@@ -106,10 +106,10 @@ def _with_other_weights(model: Any) -> tuple[Any, Any]:
 
 
 def _other_value(value: Any, random: np.random.Generator) -> Any:
-    """A weight as different as it can be without making the network's values large or small.
+    """A weight that differs from ``value`` and keeps the network's values at their scale.
 
-    Vectors can be variances, and become positive: 0.05 to 0.5. A kernel changes its sign, and
-    gets noise, lest it were constant.
+    A vector may be a variance, so its new elements are positive: 0.05 to 0.5. A kernel changes its
+    sign and gets noise, in case it was constant.
     """
     if value.ndim < 2:
         return random.uniform(0.05, 0.5, value.shape).astype(value.dtype)
@@ -118,7 +118,7 @@ def _other_value(value: Any, random: np.random.Generator) -> Any:
 
 
 def _require_readable(twin: Any) -> None:
-    """Raises ValueError if ``load_h5`` would refuse the file of a twin."""
+    """Raises ValueError if ``load_h5`` would refuse a file of the twin."""
     if not type(twin).__module__.startswith("keras."):
         raise ValueError(f"a {type(twin).__name__} is neither a Sequential nor a functional model")
     network = read_network(json.loads(twin.to_json()))
@@ -132,36 +132,35 @@ def _require_readable(twin: Any) -> None:
 def export_h5(model: Any, path: Path, images: npt.NDArray[np.uint8], optimizer: Any = None) -> Any:
     """Writes the model's stock twin, and beside it the file's SHA-256.
 
-    The file is read back and compared before it takes its name: it holds the twin's weights and
-    predicts what the twin predicts, bit for bit; a float32 model predicts the same within
-    ``TOLERANCE``.
+    The file is read back and compared before it gets its name. It must hold the twin's weights and
+    give the twin's predictions, bit for bit; a float32 model must agree within ``TOLERANCE``.
 
     Args:
         model: the trained model, see ``check_exportable``.
-        path: ends in ``.h5``; a file of this name is replaced, at one stroke.
-        images: uint8 [N, 28, 28, 1], on which the file's predictions are compared.
-        optimizer: the Keras optimizer with which ``fit`` would go on: the file is compiled with
-            its stock class and options. Without one, or where it is not Keras's, the file is not
-            compiled: it predicts, and whoever wants to evaluate or fit it compiles it first.
+        path: the file, with the ending ``.h5``; an existing file is replaced atomically.
+        images: uint8 [N, 28, 28, 1], for comparing predictions.
+        optimizer: the file is compiled with this optimizer's stock Keras class and options, so that
+            ``fit`` can go on. With None, or an optimizer that Keras does not have, the file is not
+            compiled: it predicts, and needs ``compile`` before ``evaluate`` or ``fit``.
 
     Returns:
         The model that was read back from the file.
 
     Raises:
-        RuntimeError: if the file does not hold the twin, or the twin is not the model. ``path``
-            is then as it was.
+        RuntimeError: if the file differs from the twin, or the twin from the model. ``path`` is
+            then unchanged.
     """
     twin = model.stock_twin()
     stock = None if optimizer is None else stock_optimizer(optimizer)
     if stock is not None:
         twin.compile(stock, loss="categorical_crossentropy", metrics=["accuracy"])
     with replaced_atomically(path) as partial:
-        # HDF5 tells of a full disk by errors of more than one kind.
+        # HDF5 reports a full disk by errors of several types.
         with storage_errors(path, RuntimeError):
             twin.save(partial)
             with h5py.File(partial, "r+") as file:
-                # Keras 3.15 restores the optimizer onto an empty list of variables, and `fit`
-                # then fails; without the stored variables it starts the optimizer afresh.
+                # Keras 3.15 restores the optimizer onto an empty list of variables, and `fit` then
+                # fails. Without the stored variables Keras starts the optimizer afresh.
                 file.pop("optimizer_weights", None)
                 text = description_of(file)
                 weights = read_weights(file, read_network(json.loads(text)))
@@ -175,15 +174,15 @@ def export_h5(model: Any, path: Path, images: npt.NDArray[np.uint8], optimizer: 
 
 
 def stock_optimizer(optimizer: Any) -> Any:
-    """A new optimizer of Keras's own class with the options of another.
+    """A new optimizer of the stock Keras class, with the options of ``optimizer``.
 
     Args:
-        optimizer: a Keras optimizer, of a stock class or of one derived from it. Loss scaling
-            around it is left out.
+        optimizer: a Keras optimizer of a stock class or of a class derived from one. A
+            ``LossScaleOptimizer`` around it is left out.
 
     Returns:
-        None if Keras has no such class. The learning rate is a number: that of the last update,
-        where a schedule decides.
+        The optimizer, with a number as its learning rate: with a schedule, the rate of the last
+        update. None if Keras has no such class.
     """
     if isinstance(optimizer, tf.keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
@@ -191,22 +190,22 @@ def stock_optimizer(optimizer: Any) -> Any:
     if not kinds or kinds[0] is tf.keras.optimizers.Optimizer:
         return None
     try:
-        known = kinds[0]().get_config()  # an optimizer of one's own may have further options
+        known = kinds[0]().get_config()  # a derived class may have further options
         options = {name: value for name, value in optimizer.get_config().items() if name in known}
-        # Keras numbers the names of a process's optimizers; the file shall not depend on that.
+        # Keras numbers the optimizers of a process in their names; the file must not depend on it.
         options |= {
             "learning_rate": _last_learning_rate(optimizer),
             "name": kinds[0].__name__.lower(),
         }
         return kinds[0](**options)
-    except (TypeError, ValueError):  # MultiOptimizer is made of others
+    except (TypeError, ValueError):  # MultiOptimizer needs other optimizers
         return None
 
 
 def _last_learning_rate(optimizer: Any) -> float:
     schedule = getattr(optimizer, "_learning_rate", None)  # Keras has no public name for it
     if isinstance(schedule, tf.keras.optimizers.schedules.LearningRateSchedule):
-        # The next rate could be 0, at the end of a schedule: `fit` would learn nothing.
+        # The next rate would be 0 at the end of a schedule, and `fit` would learn nothing.
         return float(schedule(max(int(optimizer.iterations) - 1, 0)))
     return float(optimizer.learning_rate)
 

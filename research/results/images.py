@@ -1,4 +1,4 @@
-"""Reading a digit from an image file, the way MNIST's own digits were prepared."""
+"""Reads a digit from an image file and prepares it as MNIST's own digits were prepared."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# The formats that are read. Others may start programs: Pillow hands EPS to Ghostscript.
+# The accepted formats. Others can start programs: Pillow passes EPS files to Ghostscript.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 
 # A larger image is refused before it is decoded.
 MOST_PIXELS = 50_000_000
 
-# A longer side is reduced to about this length before the image becomes floating-point.
+# The longer side is reduced to about this many pixels before the image becomes floating-point.
 LONGEST_SIDE = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Digit:
-    """An image as the network wants it.
+    """An image as the network takes it.
 
     Attributes:
         pixels: uint8 [28, 28, 1], light ink on a dark background as in MNIST.
@@ -39,13 +39,14 @@ class Digit:
 def read_digit(path: Path) -> Digit:
     """Reads an image file of any mode, in one of ``FORMATS``, of at most ``MOST_PIXELS``.
 
-    Dark ink on a light background is recognised by the border and inverted. An image of 28x28
-    is otherwise taken as it is; any other is prepared as LeCun et al. describe for MNIST: the
-    ink is scaled to fit 20x20 pixels, keeping its proportions, and its centre of mass is put in
-    the middle of 28x28.
+    A light border means dark ink on a light background; such an image is inverted. An image of
+    28x28 pixels is otherwise used unchanged. Any other is prepared as LeCun et al. describe for
+    MNIST: the ink is scaled to fit 20x20 pixels, with its proportions kept, and its centre of mass
+    is put in the middle of 28x28 pixels.
 
     Raises:
-        InputError: if there is no such file, it is no such image, is too large, or shows nothing.
+        InputError: if the file is missing, is not an image in one of the formats, is too large, or
+            is blank.
     """
     grey = _greyscale(path)
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
@@ -60,7 +61,7 @@ def read_digit(path: Path) -> Digit:
 
 
 def _greyscale(path: Path) -> npt.NDArray[np.float64]:
-    """The image's brightness, [height, width], 0 to 255, sides of at most 2 ``LONGEST_SIDE``."""
+    """The brightness, [height, width], 0 to 255; each side below 2 * ``LONGEST_SIDE``."""
     try:
         with warnings.catch_warnings(), open_regular(path) as file:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -77,7 +78,7 @@ def _greyscale(path: Path) -> npt.NDArray[np.float64]:
         raise InputError(
             f"{path}: the image has more than {MOST_PIXELS} pixels; scale it down"
         ) from error
-    except Exception as error:  # Pillow's readers raise errors of many kinds for a damaged file
+    except Exception as error:  # for a damaged file Pillow raises errors of many types
         reason = getattr(error, "strerror", None) or one_line(error)
         if isinstance(error, UnidentifiedImageError):
             reason = "it has another format, or is damaged"
@@ -90,12 +91,12 @@ def _greyscale(path: Path) -> npt.NDArray[np.float64]:
 
 def _brightness(image: Image.Image) -> npt.NDArray[np.float64]:
     """The brightness of an image of any mode, [height, width], 0 to 255."""
-    # Floating-point copies of a large image take gigabytes: reduce it first.
+    # Floating-point copies of a large image take gigabytes, so reduce the image first.
     factor = max(1, max(image.size) // LONGEST_SIDE)
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
         if image.mode.startswith("I;16") or values.max() > 255:
-            scale = 1 / 257  # 65535 is white
+            scale = 1 / 257  # 16 bits: 65535 is white
         else:
             scale = 255.0 if image.mode == "F" and values.max() <= 1 else 1.0
         reduced = Image.fromarray(values.astype(np.float32, copy=False)).reduce(factor)
@@ -104,7 +105,7 @@ def _brightness(image: Image.Image) -> npt.NDArray[np.float64]:
         colour = np.asarray(image.convert("RGBA").reduce(factor), np.float64)
         alpha = colour[..., 3] / 255
         brightness = colour[..., :3] @ (0.299, 0.587, 0.114)
-        # What shows through is taken to be the opposite of the ink.
+        # The background behind transparent pixels is assumed to be the opposite of the ink.
         ink = np.average(brightness, weights=alpha) if alpha.any() else 0.0
         behind = 255.0 if ink < 127.5 and alpha.min() < 1 else 0.0
         return np.asarray(brightness * alpha + behind * (1 - alpha))
@@ -112,7 +113,7 @@ def _brightness(image: Image.Image) -> npt.NDArray[np.float64]:
 
 
 def _centred(grey: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The ink in ``grey``, on 0, scaled to fit 20x20 and centred by mass: [28, 28]."""
+    """The ink in ``grey``, on a background of 0, fitted to 20x20 and centred by mass: [28, 28]."""
     rows, columns = np.nonzero(grey > grey.max() / 4)
     box = grey[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     height, width = (max(1, round(side * 20 / max(box.shape))) for side in box.shape)

@@ -1,4 +1,4 @@
-"""Reads an mnist.h5, trusting nothing in it."""
+"""Reads an mnist.h5 without trusting its content."""
 
 from __future__ import annotations
 
@@ -21,30 +21,29 @@ import numpy.typing as npt
 
 LONGEST_DESCRIPTION = 1_000_000
 LARGEST_FILE = 4 * LARGEST_PARAMETERS + 4 * LONGEST_DESCRIPTION
-# Attributes with a SHA-256, since HDF5 has no checksums: of description and weights; and of the
-# weights alone, as files had it when they could hold one network only.
+# The attributes that hold a SHA-256, since HDF5 has no checksums. The first covers description and
+# weights; older files, which could hold one network only, have the second, of the weights alone.
 DIGEST, _OLD_DIGEST = "network_sha256", "weights_sha256"
 
 
 def digest_path(path: Path) -> Path:
-    """Where the SHA-256 of a file stands, in the format that ``sha256sum --check`` reads."""
+    """The file with the SHA-256 of ``path``, in the format that ``sha256sum --check`` reads."""
     return path.with_name(path.name + ".sha256")
 
 
 def load_h5(path: Path) -> Any:
-    """Loads a model that ``export_h5`` has written, trusting nothing in the file.
+    """Loads a model that ``export_h5`` has written, without trusting the file.
 
-    The network is built here, of the layers and options in ``accepted_layers.py`` and no others.
-    Nothing in the file is executed, no other file is opened because of it, and no more is read
-    than the weights need. Whoever writes a file decides what its network predicts: two weights
-    of one shape that were exchanged are noticed by the digests alone, and an attacker can write
-    those anew.
+    This function builds the network, from the layers and options in ``accepted_layers.py`` only. It
+    executes nothing in the file, opens no other file because of it, and reads no more than the
+    description and the weights. The author of a file still decides what its network predicts: the
+    digests show accidental damage, but an attacker can write matching ones.
 
     Returns:
         A Keras model, float32 [B, 28, 28, 1] in 0..1 -> probabilities [B, 10].
 
     Raises:
-        InputError: if there is no such file, it is damaged, or it holds something else.
+        InputError: if the file is missing, is damaged, or does not hold an accepted network.
     """
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such file; give an mnist.h5 that an experiment has saved")
@@ -56,7 +55,7 @@ def load_h5(path: Path) -> Any:
         with h5py.File(path, "r") as file:
             text = description_of(file)
             network = read_network(json.loads(text))
-            # An optimizer such as Adam keeps two more numbers for each weight.
+            # 3: an optimizer such as Adam may have stored two more numbers for each weight.
             needed = 4 * sum(map(math.prod, network.places().values()))
             if size > 3 * needed + 2 * LONGEST_DESCRIPTION:
                 raise ValueError(f"{size} bytes are not what {needed} bytes of weights need")
@@ -67,13 +66,13 @@ def load_h5(path: Path) -> Any:
                 if file.attrs.get(attribute, expected) != expected:
                     raise ValueError("its network has another SHA-256 than it says")
         model = build_model(network, arrays)
-        # TensorFlow notices some impossible combinations of options only when it computes.
+        # TensorFlow refuses some combinations of options only when it computes.
         (total,) = model(np.zeros([1, 28, 28, 1], np.float32), training=False).numpy().sum(1)
         if not abs(total - 1) < 1e-3:
             raise ValueError(f"its probabilities sum to {total}")
     except InputError:
         raise
-    except Exception as error:  # h5py and Keras raise errors of many kinds
+    except Exception as error:  # h5py and Keras raise errors of many types
         raise InputError(
             f"{path}: not a model of this kind ({one_line(error)[:200]}); give an mnist.h5 "
             "that an experiment has saved"
@@ -86,10 +85,10 @@ def read_weights(file: Any, network: Network) -> dict[str, npt.NDArray[np.float3
 
     Args:
         file: an open h5py.File.
-        network: what the file's description says.
+        network: the network of the file's description.
 
     Raises:
-        ValueError: if they are not all there, as plain finite float32 numbers.
+        ValueError: if a weight is missing or is not stored as plain, finite float32 numbers.
     """
     found = {place: _plain_array(file, place, shape) for place, shape in network.places().items()}
     return {place: _finite(array, place) for place, array in found.items()}
@@ -107,7 +106,7 @@ def description_of(file: Any) -> str:
     """The JSON text with which Keras describes the network in a file.
 
     Raises:
-        ValueError: if there is none, or it is no text, or longer than ``LONGEST_DESCRIPTION``.
+        ValueError: if it is missing, is not text, or is longer than ``LONGEST_DESCRIPTION``.
     """
     attribute = file.attrs.get_id("model_config")
     if attribute.shape != () or h5py.check_string_dtype(attribute.dtype) is None:
@@ -129,19 +128,19 @@ def _check_digest(path: Path) -> None:
 
 
 def _plain_array(file: Any, name: str, shape: Shape) -> Any:
-    """The data set at ``name``, if its numbers are stored in this very file as they are."""
+    """The data set at ``name``, if this file itself stores its numbers, and unfiltered."""
     found = file
     for part in name.split("/"):
         if not isinstance(found, h5py.Group) or part not in found:
             raise ValueError(f"{name} is not there")
-        # Links can lead to other files.
+        # Soft and external links can lead to other objects and files.
         if not isinstance(found.get(part, getlink=True), h5py.HardLink):
             raise ValueError(f"{name} is a link")
         found = found[part]
     if not isinstance(found, h5py.Dataset):
         raise ValueError(f"{name} is {found}")
-    # External and virtual storage lead to other files, too: asking for its shape opens them.
-    # Filters can unfold; and what is not stored reads as zeros.
+    # External and virtual storage lead to other files, which asking for the shape would open.
+    # Filters can unpack to any size. Numbers that are not stored read as zeros.
     properties = found.id.get_create_plist()
     if properties.get_layout() != h5py.h5d.CONTIGUOUS or properties.get_external_count():
         raise ValueError(f"{name} is not stored as plain numbers in this file")

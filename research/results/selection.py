@@ -1,4 +1,4 @@
-"""Which validation is best: pure functions of what was recorded of validations."""
+"""Which validation is best: pure functions of the recorded validations."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 
 from research.errors import InputError
 
-# A validation as it was recorded: ``step``, and every figure by name.
+# A recorded validation: ``step``, and every figure by name.
 Validation = Mapping[str, Any]
 Rank = Callable[[Validation], tuple[float, float]]
 
 
 def rank_by(figure: str, sign: int) -> Rank:
-    """What validations are ranked by: the higher the better; ties go by the loss.
+    """The order of validations: the higher the rank, the better. A lower loss breaks ties.
 
     Args:
-        figure: its name.
-        sign: 1 if the highest is best, -1 if the lowest is.
+        figure: the name of the figure that decides.
+        sign: 1 if the highest figure is best, -1 if the lowest is.
 
     Raises:
-        InputError: by what it returns, if no such figure has been evaluated.
+        InputError: by the returned function, if a validation has no such figure.
     """
 
     def rank(validation: Validation) -> tuple[float, float]:
@@ -36,11 +36,11 @@ def rank_by(figure: str, sign: int) -> Rank:
 
 
 def best(validations: Sequence[Validation], rank: Rank) -> int | None:
-    """The position of the best validation, the first where several are; None if there is none."""
+    """The position of the best validation, the first of equals; None without validations."""
     return max(range(len(validations)), key=lambda k: rank(validations[k]), default=None)
 
 
 def waited(validations: Sequence[Validation], rank: Rank) -> int:
-    """How many validations there have been since the best."""
+    """The number of validations after the best one."""
     found = best(validations, rank)
     return 0 if found is None else len(validations) - 1 - found

@@ -1,8 +1,8 @@
-"""The stock Keras networks that an mnist.h5 may hold: what is accepted, and how it is built.
+"""Builds the stock Keras network that an untrusted description in an mnist.h5 describes.
 
-A network comes from a description that nobody vouches for: the JSON that Keras keeps in an .h5.
-Keras's own deserialization never sees it. ``read_network`` compares the description with the
-tables of ``accepted_layers.py`` and makes each layer by its constructor, from checked plain values.
+The description is the JSON that Keras stores in an .h5. Keras's own deserialization never sees it:
+``read_network`` checks it against the tables of ``accepted_layers.py`` and makes each layer by its
+constructor, from checked plain values.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Layer:
     """One layer of a network.
 
     Attributes:
-        name: unique in its network.
+        name: the layer's name, unique in its network.
         keras: the stock layer; it has no variables until ``build_model`` calls it.
-        inputs: the names of the layers whose outputs it takes.
-        shape: of its output for one example.
+        inputs: the names of the layers whose outputs are its inputs.
+        shape: the shape of its output for one example.
         weights: the shape of each of its float32 weights, moving statistics included, by name.
     """
 
@@ -58,7 +58,7 @@ class Network:
     Attributes:
         name: the model's name.
         sequential: whether Keras keeps it as a ``Sequential``.
-        layers: the input comes first, the output last, and each layer after those it needs.
+        layers: the input comes first, the output last, and each layer after its inputs.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Network:
     layers: tuple[Layer, ...]
 
     def places(self) -> dict[str, Shape]:
-        """Where in an .h5 Keras keeps each weight, with the weight's shape."""
+        """The place of each weight in Keras's .h5 files, with the weight's shape."""
         scope = f"{self.name}/" if self.sequential else ""
         return {
             f"model_weights/{layer.name}/{scope}{layer.name}/{weight}": shape
@@ -76,13 +76,13 @@ class Network:
 
 
 def read_network(description: Any) -> Network:
-    """Compares a network's description with what is accepted. No variable is made.
+    """Checks a network's description and makes its layers, without variables.
 
     Args:
-        description: what ``json.loads`` makes of Keras's description of a model.
+        description: Keras's description of a model, as ``json.loads`` returns it.
 
     Raises:
-        ValueError: if something in it is not accepted. A damaged description may raise others.
+        ValueError: if a part is not accepted. A damaged description may raise other errors.
     """
     kind, config = description["class_name"], description["config"]
     if kind not in ("Sequential", "Functional"):
@@ -106,7 +106,7 @@ def read_network(description: Any) -> Network:
 
 
 def _connect(keras: Any, inputs: tuple[str, ...], before: list[Layer]) -> Layer:
-    """A layer with its inputs, which must be among the layers before it: there is no cycle."""
+    """A layer with its inputs, which must be earlier layers, so that there are no cycles."""
     known = {layer.name: layer.shape for layer in before}
     if keras.name in known:
         raise ValueError(f"two layers have the name {keras.name}")
@@ -130,7 +130,7 @@ def _connect(keras: Any, inputs: tuple[str, ...], before: list[Layer]) -> Layer:
 
 
 def _require_bounds(layers: list[Layer]) -> None:
-    """Refuses a network that needs too much memory or time, before any is spent."""
+    """Refuses a network that would need too much memory or time, before it uses any."""
     outputs = parameters = multiplications = 0
     for layer in layers:
         output, weights = math.prod(layer.shape), sum(map(math.prod, layer.weights.values()))
@@ -148,11 +148,12 @@ def _require_bounds(layers: list[Layer]) -> None:
 
 
 def _require_ends(layers: list[Layer], config: Any) -> None:
-    """Refuses a network that does not lead from its first layer to a softmax as its last one.
+    """Refuses a network whose layers do not all lead from the first to a softmax, the last.
 
     Args:
-        layers: all of them.
-        config: a functional model's, which names its ends; None for a sequential one.
+        layers: all layers of the network.
+        config: a functional model's configuration, which names its input and output layers; None
+            for a sequential model.
     """
     first, last = layers[0], layers[-1]
     for end, layer in (("input_layers", first), ("output_layers", last)):
@@ -171,17 +172,17 @@ def _require_ends(layers: list[Layer], config: Any) -> None:
 
 
 def build_model(network: Network, arrays: Mapping[str, npt.NDArray[np.float32]]) -> Any:
-    """Makes the Keras model, once, and gives it weights.
+    """Makes the Keras model and assigns its weights. Call this once for each network.
 
     Args:
         network: as ``read_network`` returns it.
-        arrays: the weights, by their ``network.places()``.
+        arrays: the weights, by place; see ``Network.places``.
 
     Returns:
         A Keras model, float32 [B, 28, 28, 1] in 0..1 -> probabilities [B, 10].
 
     Raises:
-        ValueError: if a layer can't be used so. Keras may raise others.
+        ValueError: if a layer gets other weights than described. Keras may raise other errors.
     """
     tensors: dict[str, Any] = {}
     values = iter(arrays[place] for place in network.places())
@@ -249,7 +250,7 @@ def _inputs(entry: Any, name: str) -> tuple[str, ...]:
 
 
 def _weight_shapes(keras: Any, channels: int) -> dict[str, Shape]:
-    """The weights that a layer will have; its own ``build`` would make them to find out."""
+    """The shapes of a layer's weights by name, computed without making the weights."""
     shapes: dict[str, Shape] = {}
     match type(keras).__name__:
         case "Dense":
@@ -280,7 +281,7 @@ def _weight_shapes(keras: Any, channels: int) -> dict[str, Shape]:
 
 
 def _require_stock(entry: Any) -> None:
-    """Refuses a class that only shares its name with one of Keras's."""
+    """Refuses a custom class that has the name of a Keras layer."""
     module, registered = entry.get("module", "keras.layers"), entry.get("registered_name")
     if module != "keras.layers" or registered is not None:
         kind = f"{_shown(entry['class_name'])} of {_shown(module)}, registered {_shown(registered)}"
