@@ -1,8 +1,8 @@
-"""Checkpoints: where a run stands, in one file that is whole or not there.
+"""Checkpoints: the state of a run, in one file that is written atomically.
 
-A checkpoint is a file in the safetensors format (a JSON header and raw arrays, in which nothing
-can be executed): every variable of the state, what has been measured since the last report, and
-in the header the bookkeeping and a SHA-256 of each array, itself under a digest.
+A checkpoint is a file in the safetensors format, a JSON header and raw arrays, in which nothing can
+be executed. It holds every variable of the state and the measurements since the last report. The
+header holds the bookkeeping and a SHA-256 of each array, and has a SHA-256 itself.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from safetensors import safe_open
 Array = npt.NDArray[Any]
 
 MOST_UNREPORTED = 10_000_000
-# Changes with whatever would let an older checkpoint be misunderstood.
+# Raise this number when a change of the format would make older checkpoints read wrongly.
 FORMAT = 2
 
 
 class DamagedError(InputError):
-    """A checkpoint that can't be trusted; the message is one line that names it and says why."""
+    """A damaged checkpoint; the message names the file and the reason in one line."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: not a good checkpoint ({reason[:200]})")
@@ -43,15 +43,15 @@ class DamagedError(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Where a run stands.
+    """The state of a run.
 
     Attributes:
-        run: the identity of the run that it belongs to.
+        run: the identity of the run, see ``start.name_of_run``.
         variables: the values of ``State.variables()``, by name and in that order.
-        seconds: how long the run has been going on, without the time between two processes.
-        unreported: what was measured since the last report that was recorded.
+        seconds: how long the run has taken, without the time between two processes.
+        unreported: the measurements since the last recorded report.
         logged: how much had been recorded.
-        validation_due: whether a validation had begun and had not been recorded.
+        validation_due: whether a validation had begun and was not yet recorded.
         ended: whether the experiment's loop had ended training before all steps were done.
     """
 
@@ -75,7 +75,7 @@ class Checkpoint:
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step stands."""
+    """The path of the checkpoint of a step."""
     return folder / f"step-{step:08d}.safetensors"
 
 
@@ -86,7 +86,7 @@ def checkpoint_paths(folder: Path) -> list[Path]:
         InputError: if the folder can't be read.
     """
     try:
-        names = os.listdir(folder)  # noqa: PTH208 - glob would find nothing where it may not look
+        names = os.listdir(folder)  # noqa: PTH208 - glob hides that it may not read a folder
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -105,7 +105,7 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
 
     Raises:
         NonFiniteError: if a variable holds NaN or infinity; nothing is written then.
-        StorageError: if there is no room for it.
+        StorageError: if the file can't be written.
     """
     if (name := non_finite(checkpoint.variables)) is not None:
         raise NonFiniteError(f"{name} holds NaN or infinity after step {checkpoint.step}")
@@ -135,16 +135,16 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def read_checkpoint(path: Path, state: State, run: str | None = None) -> Checkpoint:
-    """Reads a checkpoint and compares it with its digests. No more is read than the state holds.
+    """Reads a checkpoint and checks its digests. It reads no more than the state can hold.
 
     Args:
         path: the file.
-        state: what its variables are to be given to, by ``State.assign``.
-        run: the run that it must belong to; None for any.
+        state: the state whose variables must fit; it is not changed.
+        run: the run that the checkpoint must belong to; None for any.
 
     Raises:
-        DamagedError: if the file is damaged, or does not belong here.
-        InputError: if it is whole, and does not fit the state.
+        DamagedError: if the file is damaged, or belongs to another run or step.
+        InputError: if the file is good but does not fit the state.
     """
     try:
         if not is_regular(path):
@@ -189,13 +189,13 @@ def read_checkpoint(path: Path, state: State, run: str | None = None) -> Checkpo
             raise ValueError("what it has measured does not fit its step")
     except InputError:
         raise
-    except Exception as error:  # what a crafted header makes of this is of many kinds
+    except Exception as error:  # a damaged header leads to errors of many types
         raise DamagedError(path, one_line(error)) from error
     return checkpoint
 
 
 def _check_types(about: dict[str, Any], history_shapes: list[list[int]]) -> None:
-    """Refuses bookkeeping that no run has written."""
+    """Refuses bookkeeping that no run can have written."""
     numbers = [about["seconds"], about["unreported_seconds"], about["logged"]["size"]]
     numbers += [n for name in ("lines", "events") for n in about["logged"][name].values()]
     if not all(type(x) in (int, float) and 0 <= x < 1e12 for x in numbers):
@@ -211,9 +211,9 @@ def _check_types(about: dict[str, Any], history_shapes: list[list[int]]) -> None
 def newest_good(
     paths: list[Path], state: State, run: str | None = None
 ) -> tuple[Checkpoint | None, list[DamagedError]]:
-    """The first of some checkpoints that is not damaged, or None, and what is wrong with others.
+    """The first undamaged checkpoint of ``paths``, or None, and the errors of those before it.
 
-    The arguments but for ``paths``, and what is raised, are those of ``read_checkpoint``.
+    ``state``, ``run`` and InputError are those of ``read_checkpoint``.
     """
     damaged: list[DamagedError] = []
     for path in paths:
@@ -225,10 +225,10 @@ def newest_good(
 
 
 def _fitting(path: Path, state: State, saved: list[tuple[str, list[int]]]) -> list[Array]:
-    """The values of a state, unless a checkpoint holds variables of other shapes.
+    """The values of a state, if a checkpoint's variables have the same number and shapes.
 
-    They are told apart by position: Keras gives unnamed layers other names when a second model
-    is built in a process.
+    Variables are compared by position, not by name: Keras numbers unnamed layers, and a second
+    model in one process gets other numbers.
     """
     built = state.values()
     if len({name for name, _ in saved}) < len(saved):

@@ -1,4 +1,4 @@
-"""The code of an experiment, as it is kept with a run: its file, and what it imports beside it."""
+"""Copies an experiment's code into its run: its file, and the modules beside it that it imports."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ APART = [Path(research.__file__).parent, Path(sysconfig.get_paths()["stdlib"]).r
 
 
 def code_of(experiment: Path) -> list[Path]:
-    """The files that an experiment consists of, by now: its own, and those beside it.
+    """The files of an experiment: its own, and the modules imported from its folder so far.
 
     Args:
-        experiment: the file of the experiment, which has been imported or is being run.
+        experiment: the experiment's file, which has been imported or is being run.
 
     Returns:
-        The Python files of all modules that lie in its folder or below; not the library's.
+        The Python files of all imported modules in the experiment's folder or below, without those
+        of the library and of installed packages.
     """
     experiment = experiment.resolve()
     found = {experiment}
@@ -37,10 +38,10 @@ def code_of(experiment: Path) -> list[Path]:
 
 
 def copy_code(experiment: Path, folder: Path) -> None:
-    """Copies the files of an experiment into a folder, in the places that they have beside it.
+    """Copies the files of an experiment into a folder, with their relative paths.
 
     Raises:
-        OSError: if that can't be done.
+        OSError: if a file can't be copied.
     """
     for path in code_of(experiment):
         target = folder / path.relative_to(experiment.resolve().parent)

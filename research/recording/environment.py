@@ -1,4 +1,4 @@
-"""What a run was made with, as far as it decides the result or the speed."""
+"""Describes the environment of a run, as far as it decides the result or the speed."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ PACKAGES = ("tensorflow", "keras", "numpy", "tensorboard", "h5py")
 
 
 def describe_environment(source: Path, uncommitted: bytes) -> dict[str, Any]:
-    """Versions, hardware, threads, flags and the state of the source code.
+    """Describes versions, hardware, threads, flags and the state of the source code.
 
     Args:
-        source: a file of the code that runs; its git repository is described.
-        uncommitted: from ``uncommitted_changes``.
+        source: a file of the code that runs, in its git repository.
+        uncommitted: the patch from ``uncommitted_changes``.
 
     Returns:
-        Something that JSON can hold, in valid Unicode; what can't be known is None. ``threads``
-        of 0 means that TensorFlow decides; numbers of threads change the order of sums, and so
-        the last bits of a result.
+        A dictionary that JSON can hold, in valid Unicode. An unknown value is None. ``threads`` of
+        0 means that TensorFlow decides; the number of threads changes the order of sums, and so the
+        last bits of a result.
     """
     return {
         "python": platform.python_version(),
@@ -58,11 +58,11 @@ def describe_environment(source: Path, uncommitted: bytes) -> dict[str, Any]:
 
 
 def differences(before: Any, now: dict[str, Any]) -> list[str]:
-    """What can change the last bits of a result, one phrase for each difference.
+    """The differences that can change the last bits of a result, one phrase for each.
 
     Args:
-        before: from ``describe_environment``, as it was read back from a file; any value that
-            JSON can hold is compared.
+        before: from ``describe_environment``, read back from a file; it may be any JSON value,
+            since users can edit the file.
         now: from ``describe_environment``.
     """
     found = []
@@ -95,7 +95,7 @@ _SHORT.maxstring = _SHORT.maxother = 100
 
 
 def _unicode(text: str) -> str:
-    """A text in which bytes that are no UTF-8 are written as escapes."""
+    """The text, with lone surrogates (bytes that are not UTF-8) written as escapes."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -103,7 +103,7 @@ def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return None  # TensorFlow, for one, is published under other names, too
+        return None  # TensorFlow, for one, has packages of other names
 
 
 def _working_directory() -> str | None:

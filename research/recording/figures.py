@@ -1,7 +1,7 @@
-"""Figures for TensorBoard, drawn with Matplotlib: arrays go in, PNG comes out.
+"""Draws figures for TensorBoard with Matplotlib: each function takes arrays and returns a PNG.
 
-Drawing takes tenths of a second: call these functions off the path of training. Matplotlib is
-imported when the first figure is drawn.
+Drawing takes tenths of a second, so call these functions outside of the training thread. The first
+figure imports Matplotlib.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 DPI = 80
-# As wide as TensorBoard shows a picture; where it has to shrink one, it leaves out pixels.
+# The width at which TensorBoard shows a picture. It shrinks wider ones by leaving out pixels.
 WIDTH = 350
-# Of larger images every second pixel is left out, or more.
+# Images with a longer side are drawn with every second pixel, or fewer.
 LARGEST = 256
 INK, GRID = "#202124", "#c7cad1"
 
 
 def gallery(images: Array, captions: Sequence[str] = (), columns: int = 6) -> bytes:
-    """Images side by side, in rows, each with a caption below it.
+    """Draws images in rows, each with a caption below it.
 
     Args:
         images: [N, height, width, channels] with 1, 3 or 4 channels; 0..1 if float, 0..255 if
-            uint8. What lies outside is clipped.
-        captions: one for each image; none for none.
-        columns: images in a row.
+            uint8. Values outside are clipped.
+        captions: one for each image, or empty.
+        columns: number of images in a row.
     """
     if not images.size:
         images = np.zeros([1, 1, 1, 1])
@@ -60,10 +60,10 @@ def gallery(images: Array, captions: Sequence[str] = (), columns: int = 6) -> by
 
 
 def mistakes(mistakes: Sequence[Mistake], images: Array) -> bytes:
-    """The mistakes of highest confidence: truth, what it was taken for, and confidence.
+    """Draws the most confident mistakes, with the true class, the predicted one, and confidence.
 
     Args:
-        mistakes: of the split that ``images`` belong to; perhaps none.
+        mistakes: mistakes on the split of ``images``; may be empty.
         images: uint8 [N, 28, 28, 1].
     """
     shown = images[[mistake.index for mistake in mistakes]]
@@ -72,9 +72,9 @@ def mistakes(mistakes: Sequence[Mistake], images: Array) -> bytes:
 
 
 def filters(kernel: Array) -> bytes:
-    """The filters of a convolution, each the mean over its input channels.
+    """Draws the filters of a convolution, each as the mean over its input channels.
 
-    Red is positive, blue is negative, white is 0; all share one scale.
+    Red is positive, blue is negative, white is 0; all filters share one scale.
 
     Args:
         kernel: [height, width, channels in, channels out].
@@ -90,7 +90,7 @@ def filters(kernel: Array) -> bytes:
 
 
 def confusion(confusion: Sequence[Sequence[int]]) -> bytes:
-    """A confusion matrix: numbers of examples, coloured by their share of the true class.
+    """Draws a confusion matrix: numbers of examples, coloured by their share of the true class.
 
     Args:
         confusion: [classes][classes], true class by predicted class.
@@ -98,7 +98,7 @@ def confusion(confusion: Sequence[Sequence[int]]) -> bytes:
     counts = np.asarray(confusion)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure, axes = _figure(WIDTH, WIDTH, (0.11, 0.11, 0.87, 0.83))
-    # The square root sets a share of 1% apart from none.
+    # The square root makes a share of 1% visible.
     axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
     for (truth, predicted), count in np.ndenumerate(counts):
         if count:
@@ -113,7 +113,7 @@ def confusion(confusion: Sequence[Sequence[int]]) -> bytes:
 
 
 def reliability(bins: CalibrationBins, calibration_error: float) -> bytes:
-    """A reliability diagram: accuracy by confidence, above the number of examples.
+    """Draws a reliability diagram: accuracy by confidence, and the number of examples below it.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks" (2017).
     """
@@ -140,7 +140,7 @@ def reliability(bins: CalibrationBins, calibration_error: float) -> bytes:
 
 
 def _figure(width: int, height: int, box: tuple[float, float, float, float]) -> tuple[Any, Any]:
-    """A figure of so many pixels, and axes in it, without Matplotlib's global state."""
+    """A figure of this size in pixels, with axes at ``box``, without Matplotlib's global state."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)

@@ -1,8 +1,7 @@
-"""What a run has recorded, read back: two logs, each of which can mend the other.
+"""Reads back the logs of a run and mends damage: each of the two logs can mend the other.
 
-metrics.jsonl and TensorBoard's files both hold every scalar that was measured, and a checkpoint
-knows how much of each there was when it was saved: so a resumed run finds out what is missing or
-has been changed since.
+metrics.jsonl and TensorBoard's files both hold every scalar. A checkpoint holds how much had been
+recorded in each, so that a resumed run finds lines that are missing or have been changed since.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.util.tensor_util import make_ndarray
 
-# What a line says beside the values that were measured.
+# The keys of a line that are not measured values.
 _ABOUT = ("split", "step", "seconds")
 _EMPTY = hashlib.sha256().hexdigest()
 
-Point = tuple[str, int]  # split and step: what one line, or one event of scalars, is about
+Point = tuple[str, int]  # split and step of one line, or of one event of scalars
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +44,10 @@ class Logged:
 
     Attributes:
         size: bytes of metrics.jsonl.
-        sha256: the digest of these bytes, in hexadecimal.
+        sha256: the SHA-256 of these bytes, in hexadecimal.
         lines: number of lines for each split.
-        events: number of events in TensorBoard's files for each split: one of scalars for each
-            line, and further ones of pictures, histograms and curves.
+        events: number of events in TensorBoard's files for each split: one event of scalars for
+            each line, and further events of pictures, histograms and curves.
     """
 
     size: int = 0
@@ -59,13 +58,13 @@ class Logged:
 
 @dataclasses.dataclass(frozen=True)
 class Logs:
-    """What had been recorded when a checkpoint was saved, mended where it was damaged.
+    """The logs up to a checkpoint, with damage mended.
 
     Attributes:
-        lines: of metrics.jsonl, as bytes, in the order of writing.
+        lines: the lines of metrics.jsonl, as bytes, in the order of writing.
         events: the events in TensorBoard's files for each split, in the order of their steps.
-        damage: what was damaged and what has become of it, one line each.
-        aside: damaged files to keep under another name.
+        damage: messages on what was damaged, mended and lost, one line each.
+        aside: damaged files, which ``write_logs`` keeps under another name.
     """
 
     lines: list[bytes] = dataclasses.field(default_factory=list)
@@ -74,7 +73,7 @@ class Logs:
     aside: list[Path] = dataclasses.field(default_factory=list)
 
     def parsed(self) -> list[dict[str, Any]]:
-        """The lines as dictionaries: ``split``, ``step``, ``seconds``, and what was measured."""
+        """The lines as dictionaries: ``split``, ``step``, ``seconds``, and the measured values."""
         return [json.loads(line) for line in self.lines]
 
     def of(self, split: str) -> list[dict[str, Any]]:
@@ -93,18 +92,18 @@ class Logs:
 
 
 def read_logs(run: Path, logged: Logged) -> Logs:
-    """Reads what a run had recorded, and changes nothing.
+    """Reads the logs of a run up to a checkpoint; changes no file.
 
-    Where metrics.jsonl is not what the checkpoint says, its lines are compared with TensorBoard's
-    events, which carry checksums: lines that differ or are missing are made from the events, in
-    the precision of float32. Scalars that TensorBoard's files lack are made from the lines.
+    If metrics.jsonl does not match the checkpoint, its lines are compared with TensorBoard's
+    events, which have checksums. Lines that differ or are missing are made from the events, with
+    float32 precision. Scalars that TensorBoard's files lack are made from the lines.
 
     Args:
         run: the run directory.
-        logged: from the checkpoint.
+        logged: how much had been recorded, from the checkpoint.
 
     Raises:
-        InputError: if a file can't be read for another reason than damage.
+        InputError: if a file can't be read for another reason than damage, such as permissions.
     """
     damage: list[str] = []
     aside: list[Path] = []
@@ -145,13 +144,13 @@ def read_logs(run: Path, logged: Logged) -> Logs:
 
 
 def write_logs(logs: Logs, run: Path) -> None:
-    """Gives a run directory these logs, and nothing else: each file whole, or as it was.
+    """Replaces the logs of a run directory by these, each file atomically.
 
-    TensorBoard has no way to take back what a file says: a resumed run would show twice the steps
-    that it repeats. So its files are rewritten. Damaged ones are kept under another name.
+    TensorBoard can't take back events: without a rewrite, a resumed run would show repeated steps
+    twice. Damaged files are kept under another name.
 
     Raises:
-        StorageError: if there is no room.
+        StorageError: if a file can't be written.
     """
     for path in logs.aside:
         if path.is_relative_to(run):
@@ -163,7 +162,7 @@ def write_logs(logs: Logs, run: Path) -> None:
         with storage_errors(run / split, tf.errors.OpError):
             if events:
                 (run / split).mkdir(exist_ok=True)
-                # Before any name that a writer will choose: TensorBoard reads in order of names.
+                # TensorBoard reads in the order of names; this name precedes those of writers.
                 first = f"events.out.tfevents.{int(events[0].wall_time):010d}.0"
                 target = min([run / split / first, *files])
                 with (
@@ -182,7 +181,7 @@ def write_logs(logs: Logs, run: Path) -> None:
 def _mended_lines(
     content: bytes, scalars: Mapping[Point, Any], logged: Logged, began: float
 ) -> tuple[list[bytes], str]:
-    """The lines of a damaged metrics.jsonl, as far as they can be had, and what was done."""
+    """The lines of a damaged metrics.jsonl, as far as possible, and a message on the repair."""
     found: dict[Point, bytes] = {}
     for line in content.splitlines():
         values = _parsed(line)
@@ -197,7 +196,7 @@ def _mended_lines(
     for split, step in made:
         event = scalars[split, step]
         about = {"split": split, "step": step, "seconds": round(event.wall_time - began, 3)}
-        # The shortest number that is the same in float32.
+        # The shortest decimal number that float32 rounds to the value.
         values = {tag: float(str(value)) for tag, value in _values(event).items()}
         found[split, step] = json.dumps(about | values, allow_nan=False).encode() + b"\n"
     counts: collections.Counter[str] = collections.Counter()
@@ -219,7 +218,7 @@ def _mended_lines(
 def _mended_events(
     events: list[Any], lines: Mapping[int, bytes], logged: int, began: float
 ) -> tuple[list[Any], str]:
-    """The events of one split that belong to its lines, by step, and what was missing."""
+    """The events of one split that match its lines, by step, and a message on the repair."""
     kept: dict[tuple[int, bool, tuple[str, ...]], Any] = {}
     for event in events:
         if event.step not in lines:
@@ -240,7 +239,7 @@ def _mended_events(
 
 
 def _events(folder: Path) -> tuple[list[Any], list[Path]]:
-    """The events in a folder's files that hold something, and what is no good file."""
+    """The events with a summary in a folder's files, and the paths of damaged files."""
     if os.path.lexists(folder) and not os.path.isdir(folder):
         return [], [folder]
     events, bad = [], []
@@ -253,7 +252,7 @@ def _events(folder: Path) -> tuple[list[Any], list[Path]]:
                 if event.HasField("summary"):
                     events.append(event)
         except tf.errors.DataLossError:
-            continue  # a kill may have cut off what was written last
+            continue  # a kill may have cut off the last event
         except DecodeError:
             bad.append(path)
         except (OSError, tf.errors.OpError) as error:
@@ -269,7 +268,7 @@ def _content(path: Path) -> bytes:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """A line of metrics.jsonl, or None where it is none."""
+    """A line of metrics.jsonl, or None if it is damaged."""
     try:
         values = json.loads(line)
         steps = type(values["step"]) is int and values["step"] >= 0 and "seconds" in values
@@ -281,7 +280,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _began(content: bytes, scalars: Mapping[Point, Any]) -> float:
-    """The wall time from which lines count their seconds, as well as it can be told."""
+    """An estimate of the wall time at which the run began, from which lines count seconds."""
     lines = [values for line in content.splitlines() if (values := _parsed(line))]
     offsets = [
         event.wall_time - values["seconds"]
@@ -293,7 +292,7 @@ def _began(content: bytes, scalars: Mapping[Point, Any]) -> float:
 
 
 def _measured(line: Mapping[str, Any]) -> dict[str, np.float32]:
-    """What a line says was measured, as precisely as TensorBoard keeps it."""
+    """The measured values of a line, in TensorBoard's precision."""
     with np.errstate(over="ignore"):
         return {name: np.float32(value) for name, value in line.items() if name not in _ABOUT}
 
@@ -309,7 +308,7 @@ def _is_scalars(event: Any) -> bool:
 
 
 def _scalars_event(line: Mapping[str, Any], began: float) -> Any:
-    """An event with what a line says was measured."""
+    """An event with the measured values of a line."""
     event = Event(wall_time=began + line["seconds"], step=line["step"], summary=Summary())
     for name, value in line.items():
         if name not in _ABOUT:

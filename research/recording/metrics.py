@@ -1,4 +1,4 @@
-"""metrics.jsonl: everything that was measured, one JSON object a line."""
+"""metrics.jsonl: every scalar of a run, one JSON object a line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAME = "metrics.jsonl"
 
 
 class MetricsFile:
-    """Appends lines to metrics.jsonl; each is there for readers as soon as it is written.
+    """Appends lines to metrics.jsonl; readers see each line as soon as it is written.
 
     Args:
         run: the run directory.
@@ -23,7 +23,7 @@ class MetricsFile:
         size: number of bytes in the file.
 
     Raises:
-        StorageError: here and by its methods, if there is no room.
+        StorageError: by the constructor and by all methods, if the file can't be written.
     """
 
     def __init__(self, run: Path) -> None:
@@ -31,12 +31,12 @@ class MetricsFile:
         with storage_errors(self._path):
             content = self._path.read_bytes() if self._path.exists() else b""
             self._digest, self.size = hashlib.sha256(content), len(content)
-            # Unbuffered, so that nothing is left to be written, and to fail, when it is closed.
+            # Unbuffered: closing the file then has nothing left to write, and can't fail.
             self._file = self._path.open("ab", buffering=0)
 
     @property
     def sha256(self) -> str:
-        """The digest of all that has been written, in hexadecimal."""
+        """The SHA-256 of the file's content, in hexadecimal."""
         return self._digest.hexdigest()
 
     def write(self, line: dict[str, Any]) -> None:
@@ -49,7 +49,7 @@ class MetricsFile:
                 content = content[self._file.write(content) :]
 
     def sync(self) -> None:
-        """Has the lines so far survive a crash of the machine."""
+        """Flushes the lines to the disk, so that they survive a crash of the machine."""
         with storage_errors(self._path):
             os.fsync(self._file.fileno())
 

@@ -1,4 +1,4 @@
-"""What a run measures, written as it comes: to metrics.jsonl and to TensorBoard."""
+"""Records the measurements of a run, in metrics.jsonl and for TensorBoard."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ Array = npt.NDArray[Any]
 
 
 class Recorder:
-    """Writes what a run measures.
+    """Records the measurements of a run.
 
     Args:
-        directory: the run's; its logs are those in ``logs``.
-        logs: what has been recorded so far.
-        at: the checkpoint that the run goes on from.
+        directory: the run directory, which holds the logs in ``logs``.
+        logs: the logs so far.
+        at: the checkpoint from which the run starts or resumes.
 
     Attributes:
         validations: the lines of metrics.jsonl about validation, in order.
-        validation_due: whether a validation has begun and has not been recorded.
+        validation_due: whether a validation has begun and is not yet recorded.
 
     Raises:
-        StorageError: here and by its methods, if a file can't be written.
+        StorageError: by the constructor and by all methods, if a file can't be written.
     """
 
     def __init__(
@@ -61,16 +61,17 @@ class Recorder:
 
     @property
     def seconds(self) -> float:
-        """How long the run has been going on, without the time between two processes."""
+        """How long the run has taken, without the time between two processes."""
         return round(time.monotonic() - self._began, 3)
 
     def training(self, report: Report, state: State, split: Split, wall_time: WallTime) -> None:
-        """Records a report that was due, and after an epoch, and the first time, pictures.
+        """Records a report that was due; also pictures, after each epoch and at the first report.
 
         Args:
-            report, state: from training on ``split``.
-            split: what is trained on.
-            wall_time: what the time since the last report went into.
+            report: the report; an early one is ignored.
+            state: the state after its last step.
+            split: the training examples.
+            wall_time: the time spent on each activity since the last report.
         """
         last = report.last_step
         if last is None:
@@ -88,20 +89,20 @@ class Recorder:
             self.board.training(report.step, weights, last.returned, batch)
 
     def validation(self, step: int, found: Validation, split: Split) -> None:
-        """Records a validation on a split, after so many steps."""
+        """Records a validation on ``split`` after ``step`` steps."""
         line = self._record(VALIDATION, step, found.figures)
         self.board.evaluation(VALIDATION, step, found, split)
         self.validations.append(line)
         self.validation_due = False
 
     def final(self, step: int, found: Validation, embedding: Array, split: Split) -> None:
-        """Writes the evaluation of the finished model for TensorBoard.
+        """Writes the evaluation of the exported model for TensorBoard.
 
         Args:
             step: number of steps done.
-            found: what the model does on the split.
-            embedding: [M, units], what goes into its last layer for the first M examples.
-            split: the test set, or held-out examples, whose figures validation has recorded.
+            found: the model's evaluation on the split.
+            embedding: [M, units], the inputs of its last layer for the first M examples.
+            split: the test set, or the held-out examples, whose figures are already recorded.
         """
         self._directory.path  # noqa: B018 - raises where it is another directory by now
         folder = TEST if split.name == TEST else VALIDATION
@@ -112,7 +113,7 @@ class Recorder:
         self.board.sync()
 
     def sync(self) -> Logged:
-        """Has all that was recorded survive a crash of the machine; says how much that is."""
+        """Flushes the logs to the disk and returns how much has been recorded."""
         self._metrics.sync()
         self.board.sync()
         return Logged(
@@ -123,7 +124,7 @@ class Recorder:
         )
 
     def close(self, status: Status) -> None:
-        """Closes the files, and tells TensorBoard how the run has ended."""
+        """Closes the logs and records for TensorBoard how the run ended."""
         self._metrics.close()
         with contextlib.suppress(StorageError):
             self.board.ended(status)

@@ -1,4 +1,4 @@
-"""A replay bundle: what is needed to run one step again, the one that spoiled a training."""
+"""A replay bundle: all that is needed to repeat the step that made a value non-finite."""
 
 from __future__ import annotations
 
@@ -28,20 +28,21 @@ def write_replay_bundle(
     plan: Plan,
     reason: str,
 ) -> Path | None:
-    """Goes back to the last checkpoint, and on to the step that makes something non-finite.
+    """Trains again from the last checkpoint, up to the step that makes a value non-finite.
 
-    What is needed to run that step again is left in a directory: the state before it, the
-    batch, the configuration with the seed, and the experiment's code.
+    The bundle is a directory in the run directory. It holds the state before that step, its batch,
+    the configuration with the seed, and the experiment's code.
 
     Args:
-        run: whose last checkpoint it is.
-        state: is left as it was before that step.
-        step, indices: of the experiment.
-        split, plan: what is trained on, and how.
-        reason: what was found to be non-finite.
+        run: the run that failed.
+        state: ends with the values before that step.
+        step, indices: the experiment's.
+        split: the training examples.
+        plan: the run's plan.
+        reason: the message of the NonFiniteError.
 
     Returns:
-        The directory; None if everything stayed finite this time.
+        The bundle's directory; None without a checkpoint, or if all values stayed finite now.
     """
     until = int(state.step.numpy())
     last = run.checkpoints.newest(state)

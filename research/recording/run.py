@@ -1,4 +1,4 @@
-"""A run at work: its directory, what it records, its checkpoints."""
+"""A run at work: its directory, its recorder and its checkpoints."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ from research.results.selection import best, rank_by
 from research.training.state import State
 from research.training.train import Report, Unreported
 
-# How much of what is not committed TensorBoard shows, in bytes.
+# TensorBoard shows this many bytes of the command and of the uncommitted changes.
 MOST_SHOWN = 20_000
 
 
 class Checkpoints:
-    """When a run saves where it stands, and what it keeps of that.
+    """Saves a run's checkpoints and decides when they are due and which to keep.
 
     Args:
-        directory: the run's.
-        at: the checkpoint that it goes on from, which is in the directory.
-        recorder: what has been recorded; a checkpoint says how much.
-        config: how often checkpoints are saved, and how many are kept.
+        directory: the run directory.
+        at: the checkpoint from which the run starts or resumes; the directory holds it.
+        recorder: the run's recorder; each checkpoint holds how much has been recorded.
+        config: says how often to save checkpoints and how many to keep.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Checkpoints:
         self._run = at.run
         self._recorder = recorder
         self._config = config
-        self._interval = config.checkpoint_interval  # asked for after every call
+        self._interval = config.checkpoint_interval  # kept: ``due`` runs after every call
         self._saved = (at.step, len(recorder.validations), not at.unreported, at.ended)
         self._saved_time = time.monotonic()
 
@@ -80,8 +80,8 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """The step of the best validation; None without held-out examples.
 
-        Nothing may be selected on the test set. Of a fork only its own validations count: the
-        run that it was forked from keeps the checkpoints of the others.
+        Without them validation uses the test set, and nothing may be selected on the test set. In
+        a fork only its own validations count: the source run keeps the checkpoints of the others.
         """
         from_step = self._config.at_step or 0
         own = [v for v in self._recorder.validations if v["step"] >= from_step]
@@ -89,7 +89,7 @@ class Checkpoints:
         return None if position is None else int(own[position]["step"])
 
     def due(self, step: int) -> bool:
-        """Whether it is time for a checkpoint, or the last validation was the best so far.
+        """Whether a checkpoint is due: by steps, by time, or since the last validation was best.
 
         Args:
             step: number of steps done.
@@ -103,25 +103,25 @@ class Checkpoints:
         )
 
     def save(self, state: State, unrecorded: Report | None = None, ended: bool = False) -> None:
-        """Saves where the run stands, and removes checkpoints that are no longer to be kept.
+        """Saves a checkpoint and removes checkpoints that are no longer kept.
 
-        Does nothing where that has just been done.
+        Does nothing if the newest checkpoint already holds all of this.
 
         Args:
-            state: as it is after the last step.
-            unrecorded: a report on the last steps that has not been recorded.
+            state: the state after the last step.
+            unrecorded: an early report on the last steps, if there is one.
             ended: whether the experiment's loop has ended training before all steps were done.
 
         Raises:
             NonFiniteError: if the state holds NaN or infinity; nothing is saved then.
-            StorageError: if there is no room; the checkpoints before are intact.
+            StorageError: if the file can't be written; earlier checkpoints are intact.
         """
         validations = len(self._recorder.validations)
         now = (int(state.step.numpy()), validations, unrecorded is None, ended)
         if now == self._saved:
             return
         folder = self._directory.path / "checkpoints"
-        # What a checkpoint says has been recorded must outlast a crash as it does.
+        # recorder.sync: the records that a checkpoint counts must survive a crash as it does.
         at = Checkpoint(
             run=self._run,
             variables=state.values(),
@@ -147,7 +147,7 @@ class Checkpoints:
         return newest_good(paths, state, self._run)[0]
 
     def best(self, state: State) -> Checkpoint | None:
-        """That of the best validation, if it is good."""
+        """The checkpoint of the best validation; None if there is none or it is damaged."""
         if (step := self.best_step) is None:
             return None
         path = checkpoint_path(self._directory.path / "checkpoints", step)
@@ -158,18 +158,14 @@ class Checkpoints:
 class Run:
     """A run at work.
 
-    Its directory holds ``config.json``, ``environment.json``, ``command.txt``,
-    ``uncommitted.diff``, a copy of the experiment's file, ``metrics.jsonl``, TensorBoard's event
-    files, here and in ``train/``, ``validation/`` and ``test/``, profiles in ``plugins/``,
-    ``log.txt``, ``checkpoints/``, and at the end ``mnist.h5``, ``mnist.h5.sha256``,
-    ``evaluation.json`` and ``finished.json``. With them a run can be understood, continued and
-    repeated.
+    ``runs/README.md`` lists the files of its directory, with which the run can be understood,
+    resumed and repeated.
 
     Attributes:
-        start: what it started from.
-        directory: belongs to this process.
-        recorder: writes what is measured.
-        checkpoints: saves where it stands.
+        start: what the run starts from.
+        directory: the run directory, locked for this process.
+        recorder: records the measurements.
+        checkpoints: saves the checkpoints.
     """
 
     start: Start
@@ -189,13 +185,13 @@ class Run:
     def finish(
         self, step: int, exported: int, found: Mapping[Split, Validation], source: str
     ) -> None:
-        """Records the evaluation of the finished model, and that the run has finished.
+        """Writes evaluation.json and finished.json, the last files of a run.
 
         Args:
             step: number of steps done.
             exported: the step whose weights have been exported.
-            found: what the model does on each split.
-            source: says what the data are.
+            found: the exported model's evaluation on each split.
+            source: the data set's ``source``.
         """
         self.recorder.board.ended("success")
         facts: dict[str, Any] = {"data": source, "steps": step, "exported_step": exported}
@@ -210,12 +206,12 @@ class Run:
 
 @contextlib.contextmanager
 def begin(start: Start, resumed: RunDirectory | None, state: State) -> Iterator[Run]:
-    """Writes down what a run is, or that it goes on, and hands it over to be trained.
+    """Creates or resumes a run directory, and yields the run, to be trained.
 
     Args:
         start: from ``find_start``.
-        resumed: the directory of a run that is resumed; None creates one.
-        state: has the values in ``start``.
+        resumed: the locked directory of the run to resume; None creates a directory.
+        state: the state with the values of ``start``.
 
     Raises:
         InputError: if the directory can't be created.
@@ -242,7 +238,7 @@ def begin(start: Start, resumed: RunDirectory | None, state: State) -> Iterator[
 
 
 def _write_start(folder: Path, start: Start) -> None:
-    """Fills the directory of a new run with all that it begins with."""
+    """Writes the first files of a new run: logs, description and first checkpoint."""
     write_logs(start.logs, folder)
     describe(
         *(folder, start.config, start.identity),
@@ -253,10 +249,10 @@ def _write_start(folder: Path, start: Start) -> None:
 
 
 def _go_on(directory: RunDirectory, start: Start) -> None:
-    """Takes back what a run that is resumed has done since its checkpoint, and writes it down."""
+    """Removes what a resumed run did after its checkpoint, and records the resumption."""
     run = directory.path
     with storage_errors(run):
-        # From here on it is not finished, whatever stops it.
+        # First: the run is unfinished from here on, even if the process is killed.
         (run / FINISHED).unlink(missing_ok=True)
         remove_partial_files(run)
         files = ("log.txt", "command.txt", "environment.json", "evaluation.json", "mnist.h5")
@@ -277,7 +273,7 @@ def _go_on(directory: RunDirectory, start: Start) -> None:
 
 
 def _options(start: Start) -> dict[str, Any]:
-    """What may make a difference between this run's results and others', for TensorBoard."""
+    """The options that can explain differences between the results of runs, for TensorBoard."""
     config = start.config
     options = {
         "experiment": start.experiment.stem,
@@ -288,7 +284,7 @@ def _options(start: Start) -> dict[str, Any]:
 
 
 def _texts(run: Path, start: Start, state: State) -> dict[str, str]:
-    """What the run is, in Markdown, for TensorBoard."""
+    """The description of the run, in Markdown by subject, for TensorBoard."""
     environment = dict(start.environment)
     git = environment.pop("git", None)
     commit = git.get("commit") if isinstance(git, dict) else None
@@ -317,5 +313,5 @@ def _beginning(path: Path) -> str:
 
 
 def _block(text: str) -> str:
-    """Text as it stands, in Markdown."""
+    """A text as a Markdown code block."""
     return "\n".join(f"    {line}" for line in text.splitlines())

@@ -1,4 +1,4 @@
-"""The directory of a run: created whole, locked while a process is at work on it, described."""
+"""The directory of a run: its atomic creation, its lock, and the files that describe the run."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from research.errors import InputError, StorageError
 from research.files import storage_errors, sync, write_json, write_sealed_json
 from research.recording.code import copy_code
 
-# Where in it the experiment's code is kept.
+# The folder in a run directory that holds the experiment's code.
 CODE = "code"
-# What a run directory is called until it holds all that it begins with.
+# The name of a run directory until it is complete begins so.
 _NEW = ".new-run-"
 _SECONDS_UNTIL_ABANDONED = 60
 
@@ -31,8 +31,9 @@ class RunDirectory:
     """A run directory that belongs to this process until this context is left.
 
     Args:
-        path: where it stands.
-        descriptor: has it open, and locked. The kernel gives the lock up when the process ends.
+        path: the path of the directory.
+        descriptor: the open and locked directory. The kernel releases the lock when the process
+            ends.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
@@ -41,10 +42,10 @@ class RunDirectory:
 
     @property
     def path(self) -> Path:
-        """Where it stands: asked for whenever something is about to be written there.
+        """The path, checked at each use: it must still be the locked directory's.
 
         Raises:
-            StorageError: if another directory stands there by now, or none.
+            StorageError: if the directory was moved or replaced.
         """
         with contextlib.suppress(OSError):
             if os.path.samestat(self._path.stat(), os.fstat(self._descriptor)):
@@ -61,10 +62,10 @@ class RunDirectory:
 
 
 def lock_directory(path: Path) -> RunDirectory:
-    """Takes the directory of a run that is to be resumed; changes nothing in it.
+    """Locks the directory of a run that is to be resumed; changes no file in it.
 
     Raises:
-        InputError: if another process has it.
+        InputError: if another process has locked it, or it can't be locked.
     """
     try:
         return RunDirectory(path, _lock(path))
@@ -78,19 +79,19 @@ def lock_directory(path: Path) -> RunDirectory:
 def create_directory(
     run_dir: Path | None, experiment: str, seed: int, fill: Callable[[Path], None]
 ) -> RunDirectory:
-    """Creates the directory of a new run, with all that it begins with, at one stroke.
+    """Creates the directory of a new run with its first files, atomically.
 
-    Whenever the process is killed, the directory is whole or not there.
+    Whenever the process is killed, the directory is complete or does not exist.
 
     Args:
-        run_dir: its path; None chooses one below ``runs/``, with the time and the seed.
+        run_dir: the path; None chooses one below ``runs/``, with the time and the seed.
         experiment: the experiment's name.
-        seed: the run's.
-        fill: is given an empty directory to put everything into.
+        seed: the run's seed.
+        fill: a function that writes the first files into an empty directory.
 
     Raises:
-        InputError: if there can be no such directory.
-        StorageError: if there is no room; there is no directory then.
+        InputError: if the directory can't be created.
+        StorageError: if a file can't be written; the directory does not exist then.
     """
     candidates = iter([run_dir]) if run_dir is not None else _free_names(experiment, seed)
     path = next(candidates)
@@ -121,7 +122,7 @@ def create_directory(
 
 
 def refuse_existing(run_dir: Path | None) -> None:
-    """Refuses a run directory that is there already, before anything else is done.
+    """Refuses the path of a new run directory if it exists.
 
     Raises:
         InputError: if it exists.
@@ -141,17 +142,18 @@ def describe(
     uncommitted: bytes,
     experiment: Path,
 ) -> None:
-    """Writes what a new run is into its directory.
+    """Writes the files that describe a new run.
 
     Args:
-        folder: the directory.
-        config: its options.
-        identity: what tells it from other runs, for config.json.
-        environment, uncommitted: from ``research.recording.environment``.
-        experiment: the file of the experiment, whose code is kept.
+        folder: the run directory.
+        config: the run's options.
+        identity: the run's identity, see ``Start.identity``.
+        environment: from ``describe_environment``.
+        uncommitted: from ``uncommitted_changes``.
+        experiment: the experiment's file, whose code is copied.
 
     Raises:
-        StorageError: if there is no room.
+        StorageError: if a file can't be written.
     """
     write_config(folder, config, identity)
     write_command(folder, environment["command"])
@@ -168,7 +170,7 @@ def write_config(folder: Path, config: Config, identity: dict[str, str]) -> None
 
 
 def write_command(folder: Path, command: list[str]) -> None:
-    """Adds the command that the run was started or resumed with to command.txt."""
+    """Appends the command that started or resumed the run to command.txt."""
     path = folder / "command.txt"
     with storage_errors(path), path.open("a", errors="backslashreplace") as file:
         file.write(shlex.join(command) + "\n")
@@ -198,14 +200,14 @@ def _free_names(experiment: str, seed: int) -> Iterator[Path]:
 
 
 def _rename(new: Path, candidates: Iterator[Path]) -> Path:
-    """Gives a directory the first name that no other file or directory has."""
+    """Renames a directory to the first free candidate; returns the new path."""
     for path in candidates:
         if os.path.lexists(path):
             continue
         try:
             new.rename(path)
         except OSError as error:
-            # Another run has taken the name since it was looked for.
+            # Another run has taken the name since the check above.
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 continue
             raise InputError(f"{path}: can't be created ({error.strerror})") from error
@@ -214,7 +216,7 @@ def _rename(new: Path, candidates: Iterator[Path]) -> Path:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Removes what a process that was killed while it created a run has left behind."""
+    """Removes directories left by processes that were killed while they created a run."""
     for path in folder.glob(f"{_NEW}*"):
         with contextlib.suppress(OSError):
             age = time.time() - path.stat().st_mtime

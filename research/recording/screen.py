@@ -1,4 +1,4 @@
-"""What a running experiment shows: lines, progress, and nothing that TensorFlow mutters."""
+"""The screen of a running experiment: lines and progress, without TensorFlow's log messages."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
 
-# Without a terminal a line is printed after each epoch, and otherwise at most so often.
+# Without a terminal a line is printed after each epoch, and in between at most this often.
 SECONDS_BETWEEN_LINES = 20
 
 
 class Screen:
     """Prints to standard output, and keeps a copy of every line for the run's log.
 
-    While it is entered, standard error is diverted, see ``DivertedStderr``, and nothing that
-    writes to ``sys.stdout`` or ``sys.stderr`` fails: a full disk, a terminal or a reader that is
-    gone must not end what is being trained. After a first failure the stream stays silent.
+    While the screen is entered, standard error is diverted (see ``DivertedStderr``), and writing to
+    ``sys.stdout`` or ``sys.stderr`` never fails: a full disk, or a terminal or reader that is gone,
+    must not end a training. After a first failure a stream drops all output.
 
     Attributes:
-        console: for what has colours, tables or a progress bar.
-        log_path: the log, once ``log_to`` has been called.
+        console: prints colours, tables and a progress bar.
+        log_path: the path of the log, once ``log_to`` has been called.
     """
 
     def __init__(self) -> None:
@@ -47,24 +47,24 @@ class Screen:
         self.log_path: Path | None = None
 
     def say(self, line: str) -> None:
-        """Prints a line; above the progress bar, where there is one."""
+        """Prints a line; above the progress bar, if there is one."""
         self.console.print(line, markup=False)
         self._stderr.write(line)
 
     def log_to(self, path: Path) -> None:
-        """Puts everything so far, and from now on, into a file."""
+        """Writes all earlier and later lines to the log at ``path``."""
         with storage_errors(path):
             self._stderr.continue_in(path)
         self.log_path = path
 
     def log(self, text: str) -> None:
-        """Adds text to the log alone."""
+        """Writes text to the log, not to the screen."""
         self._stderr.write(text)
 
     def output_error(self) -> str:
-        """Why standard output has not been written in full; empty if it has been.
+        """Why standard output was not written in full; empty if it was.
 
-        It is empty, too, where its reader has left, such as ``head``, which has what it wanted.
+        Empty also if the reader closed the pipe, as ``head`` does when it has read enough.
         """
         self._streams[0].flush()
         error = self._stdout.error
@@ -93,10 +93,10 @@ class Screen:
 
 
 class _Output(io.FileIO):
-    """A standard stream whose writing never fails.
+    """A standard stream that never fails to write.
 
     Attributes:
-        error: the first failure, after which nothing more is written.
+        error: the first failure, or None; after a failure the stream drops all output.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -112,12 +112,12 @@ class _Output(io.FileIO):
             else:
                 if written is not None:
                     return written
-                select.select([], [self], [])  # another program has made it non-blocking
+                select.select([], [self], [])  # a non-blocking stream is full: wait
         return len(content)
 
 
 def _text(output: _Output, like: TextIO | None) -> io.TextIOWrapper:
-    """A text stream, in the encoding of another, that shows what it can't encode as escapes."""
+    """A text stream with the encoding of ``like``; other characters become escapes."""
     encoding = like.encoding if like is not None else None
     return io.TextIOWrapper(
         io.BufferedWriter(output), encoding, errors="backslashreplace", line_buffering=True
@@ -127,13 +127,13 @@ def _text(output: _Output, like: TextIO | None) -> io.TextIOWrapper:
 class TrainingProgress:
     """A live line with epoch, step, loss, accuracy, examples per second and time left.
 
-    Where standard output is no terminal, plain lines appear instead, now and then. After the last
-    step it says how long training took.
+    If standard output is not a terminal, plain lines appear instead, see ``SECONDS_BETWEEN_LINES``.
+    After the last step a line says how long training took.
 
     Args:
-        screen: where to show it.
-        plan: how many epochs and steps there are in all.
-        done: how many of them are done already.
+        screen: where to print.
+        plan: the whole training's epochs and steps.
+        done: number of steps done already.
     """
 
     def __init__(self, screen: Screen, plan: Plan, done: int = 0) -> None:
@@ -155,9 +155,9 @@ class TrainingProgress:
         self._task = self._live.add_task("starting", total=plan.steps, completed=done)
 
     def show(self, report: Report) -> None:
-        """Brings the display up to a report."""
+        """Shows a report."""
         self._seconds = self._seconds_reported + report.seconds
-        if report.due:  # one that is made early tells what the next will tell again
+        if report.due:  # the next report counts an early one's seconds again
             self._seconds_reported = self._seconds
         line = f"epoch {report.epoch}/{self._plan.epochs:g}  step {report.step:,}"
         for name in ("loss", "accuracy"):
@@ -171,7 +171,7 @@ class TrainingProgress:
             self._screen.say(line)
 
     def show_validation(self, step: int, figures: Mapping[str, float]) -> None:
-        """Prints a line that stays, with the figures measured after an epoch, or at the end."""
+        """Prints a lasting line with the figures of a validation."""
         epoch = round(step * self._plan.epochs / self._plan.steps, 2)
         shown = {k: v for k, v in figures.items() if not k.startswith("quality/")}
         values = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())

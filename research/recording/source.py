@@ -1,4 +1,4 @@
-"""The source code that is not committed, as a patch for ``git apply`` of bounded size."""
+"""The uncommitted source code, as a patch for ``git apply`` of bounded size."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from research.files import open_regular, read_json, read_regular
 
 # A file with more bytes than this, now or in the last commit, is left out of the patch.
 LARGEST_FILE = 1 << 20
-# The patch is full when its files have so many bytes together, now and in the last commit, or
-# when it has so many files.
+# The patch is full when its files have LARGEST_PATCH bytes together, now and in the last commit, or
+# when it has MOST_FILES files.
 LARGEST_PATCH = 16 << 20
 MOST_FILES = 500
-# Of the files that are left out, so many are listed by name, and so many bytes are digested.
+# At most MOST_LISTED left-out files are listed, and MOST_DIGESTED of their bytes are digested.
 MOST_LISTED = 100
 MOST_DIGESTED = 64 << 20
 
-# Whatever the user's git configuration says, the patch is one that `git apply` takes, and no
-# program is started that only serves to watch or to show files.
+# These options override the user's git configuration: `git apply` takes the patch, and git starts
+# no program to watch or to show files.
 _CONFIGURATION = (
     *("-c", "core.fsmonitor=false"),
     *("-c", "core.attributesFile=" + os.devnull),
     *("-c", "core.autocrlf=false"),
     *("-c", "core.bigFileThreshold=512m"),
-    # Git refuses a repository of another user, as in containers. This one's code runs already.
+    # Git refuses a repository of another user, as in containers. Its code is running anyway.
     *("-c", "safe.directory=*"),
 )
 _PLAIN_DIFF = (
@@ -53,24 +53,23 @@ class _Committed:
 
 
 class _LeftOutError(Exception):
-    """Why a file is not in the patch."""
+    """The patch can't hold a file; the message is the reason."""
 
 
 def uncommitted_changes(source: Path) -> bytes:
-    """What is not committed in the git repository of a file, as a patch for ``git apply``.
+    """The uncommitted changes in a file's git repository, as a patch for ``git apply``.
 
-    The patch holds changes of tracked files, and new files that git does not ignore if they are
-    text or links. Files that are too large, new and binary, or unreadable are listed in comment
-    lines in front of the patch, with size and SHA-256, which ``git apply`` skips. What lies in a
-    run directory or in a virtual environment is never part of it. Nothing in the repository is
-    written, not even git's index.
+    The patch holds changes of tracked files, and new text files and links that git does not ignore.
+    Comment lines in front of it, which ``git apply`` skips, list the files that are too large, new
+    and binary, or unreadable, with size and SHA-256. Files in run directories and virtual
+    environments are left out. Nothing in the repository is written, not even git's index.
 
     Args:
         source: a file in the repository.
 
     Returns:
-        Empty where nothing has changed and outside a repository. A comment with the reason where
-        git can't tell.
+        The patch; empty without changes and outside of a repository. If git fails, a comment with
+        the reason.
     """
     try:
         folder = source.parent.resolve()
@@ -131,7 +130,7 @@ def _files_of(root: Path, commit: str | None) -> dict[bytes, _Committed]:
 
 
 def _candidates(root: Path, commit: str | None) -> list[bytes]:
-    """Names of files that may differ from the commit: tracked ones, then Python, then others."""
+    """Names of files that may differ from the commit: tracked, new Python, then other new."""
     tracked = [(line[:1], line[2:]) for line in _lines(_git(root, "ls-files", "-v", "-z"))]
     if commit is None:
         changed = {name for _, name in tracked}
@@ -169,7 +168,8 @@ def _patch(root: Path, commit: str | None, name: bytes, before: _Committed | Non
     """The patch of one file, empty if nothing has changed.
 
     Raises:
-        _LeftOutError, OSError, subprocess.SubprocessError: if the patch can't hold the file.
+        _LeftOutError: if the patch can't hold the file.
+        OSError, subprocess.SubprocessError: if the file can't be read, or git fails.
     """
     if name.endswith(b"/") or (before is not None and before.mode == _SUBMODULE):
         raise _LeftOutError("a git repository of its own")
@@ -195,7 +195,8 @@ def _current(path: Path) -> tuple[int, bytes] | None:
     """The mode and the content of a file or link, as git keeps them; None if there is none.
 
     Raises:
-        OSError: if it can't be read, is neither, or is larger than ``LARGEST_FILE``.
+        OSError: if it can't be read, is neither a file nor a link, or is larger than
+            ``LARGEST_FILE``.
     """
     try:
         mode = path.lstat().st_mode
@@ -209,7 +210,7 @@ def _current(path: Path) -> tuple[int, bytes] | None:
 
 
 def _deletion(name: bytes, before: _Committed) -> bytes:
-    # In git's binary form, which is short: it names the deleted content by its digest.
+    # Git's binary form is short: it gives the digest of the deleted content.
     return b"%sdeleted file mode %o\nindex %s..%s\nGIT binary patch\nliteral 0\nHcmV?d00001\n\n" % (
         _header(name),
         before.mode,
@@ -238,7 +239,7 @@ def _header(name: bytes) -> bytes:
 
 
 def _quoted(name: bytes) -> bytes:
-    """A name as git writes it in a patch: unusual bytes are octal, in double quotes."""
+    """A name as git writes it in a patch: in double quotes, with unusual bytes in octal."""
     if re.fullmatch(rb"[\w./+-]+", name):
         return name
     usual = range(0x20, 0x7F)
@@ -247,10 +248,10 @@ def _quoted(name: bytes) -> bytes:
 
 
 def _left_out(name: bytes, path: Path, reason: str, before: _Committed | None, most: int) -> bytes:
-    """The line on a file that is left out; empty if the file is the committed one after all.
+    """The comment line of a left-out file; empty if its content is the committed one.
 
     Args:
-        most: a file with more bytes is not digested.
+        most: a larger file, in bytes, is not digested.
     """
     facts = [reason]
     if not os.path.lexists(path):
@@ -263,7 +264,7 @@ def _left_out(name: bytes, path: Path, reason: str, before: _Committed | None, m
                     blocks = iter(functools.partial(file.read, 1 << 20), b"")
                     sha256, git_digests = _digests(blocks, size)
             except OSError:
-                pass  # the reason says so
+                pass  # ``reason`` says why
             else:
                 if before is not None and before.digest in git_digests:
                     return b""
@@ -272,7 +273,7 @@ def _left_out(name: bytes, path: Path, reason: str, before: _Committed | None, m
 
 
 def _digests(blocks: Iterable[bytes], size: int) -> tuple[str, set[str]]:
-    """The SHA-256 of a content of so many bytes, and the digests that git may know it by."""
+    """The SHA-256 of ``size`` bytes in blocks, and their digests as git computes them."""
     plain = hashlib.sha256()
     gits = [hashlib.new(kind, b"blob %d\0" % size) for kind in ("sha1", "sha256")]
     for block in blocks:
@@ -295,10 +296,10 @@ def _lines(output: bytes) -> list[bytes]:
 
 
 def _git(folder: Path, *arguments: str | bytes) -> bytes:
-    """What git prints, run in a folder, whatever the user's environment and configuration say.
+    """Runs git in a folder, independent of the user's settings, and returns its output.
 
     Raises:
-        OSError: if git or the folder is not there.
+        OSError: if git or the folder is missing.
         subprocess.SubprocessError: if git fails, or takes longer than a minute.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
@@ -316,7 +317,7 @@ def _git(folder: Path, *arguments: str | bytes) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    """Why something can't be known, on one line."""
+    """The reason of an error, on one line."""
     if isinstance(error, subprocess.CalledProcessError):
         return "git: " + " ".join(error.stderr.decode(errors="backslashreplace").split())[:300]
     if isinstance(error, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""What a run starts from: looked for and checked before anything is written."""
+"""Finds and checks what a run starts from, before any file is written."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from research.training.optimizer import learning_rate_at
 from research.training.state import State
 
 FINISHED = "finished.json"
-# Of how many steps the learning rate is compared, at most.
+# The learning rates of at most this many steps are compared.
 LEARNING_RATES_COMPARED = 200
 
 
@@ -43,17 +43,18 @@ class Start:
     """What a run starts from.
 
     Attributes:
-        config: its options; of a fork with the step that it goes on from.
-        identity: what config.json says beside the options: ``experiment``, ``run``, a name of
-            its own, and ``data_sha256``.
-        experiment: the file of the experiment.
-        environment: what environment.json is to hold.
-        uncommitted: what uncommitted.diff is to hold, of a new run.
-        at: the checkpoint, made out to this run.
-        logs: what had been recorded by then.
-        damaged: checkpoints of this run that can't be trusted.
-        notes: what the user should know, one line each.
-        finished: what to say of a run that has ended and left all its files intact; else None.
+        config: the run's options; a fork's ``at_step`` is the step that it starts from.
+        identity: the run's identity in config.json: ``experiment``, ``run`` (a random name) and
+            ``data_sha256``.
+        experiment: the experiment's file.
+        environment: the content of environment.json.
+        uncommitted: the content of uncommitted.diff, for a new run.
+        at: the checkpoint to start from, with this run's name.
+        logs: the logs up to this checkpoint.
+        damaged: damaged checkpoints of this run.
+        notes: messages for the user, one line each.
+        finished: a message on how the run ended, if it has ended and its files are intact; else
+            None.
     """
 
     config: Config
@@ -76,16 +77,16 @@ def find_start(
     plan: Plan,
     built: Callable[[Plan], State],
 ) -> Start:
-    """Looks for what a run starts from; changes neither the state nor any file.
+    """Finds what a run starts from; changes neither the state nor any file.
 
     Args:
-        config: says whether it is a new run, one that is resumed, whose directory must be locked
-            by now, or one that goes on from a checkpoint of another.
-        experiment: the file of the experiment.
-        data: what is trained and evaluated on.
-        state: as the experiment builds it.
-        plan: how training goes over its examples, and how far.
-        built: makes a state for another plan.
+        config: the options: a new run, a resumed one, whose directory must be locked already, or a
+            fork.
+        experiment: the experiment's file.
+        data: the data set.
+        state: the state as the experiment builds it.
+        plan: the plan of the whole training.
+        built: builds a state for another plan.
 
     Raises:
         InputError: if the run can't start, with the reason.
@@ -119,13 +120,13 @@ def find_start(
 
 
 def name_of_run(identity: dict[str, str], config: Config) -> str:
-    """Tells the checkpoints of a run, with its options and data, from any others."""
+    """The name of a run, its options and its data, which its checkpoints hold."""
     facts = [identity["run"], identity["data_sha256"], decisive_options(config)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _finished(start: Start, run: Path, plan: Plan) -> str | None:
-    """What there is to say of a run that has ended and left all its files intact."""
+    """A message on how a run ended; None if it has not ended or a file is not intact."""
     config, at = start.config, start.at
     waiting = (
         waited(start.logs.of(VALIDATION), rank_by(*config.selection)) if config.patience else 0
@@ -157,7 +158,7 @@ def _finished(start: Start, run: Path, plan: Plan) -> str | None:
 def _resumed(
     new: Start, run: Path, state: State, plan: Plan, built: Callable[[Plan], State]
 ) -> Start:
-    """A run that goes on from its newest checkpoint."""
+    """The start of a resumed run: its newest good checkpoint."""
     try:
         fields = read_sealed_json(run / "config.json")
         identity = {name: str(fields[name]) for name in new.identity}
@@ -201,7 +202,7 @@ def _resumed(
 
 
 def _refuse_another_past(now: State, before: State, done: int, new: Start) -> None:
-    """Refuses other epochs where the steps that are done would have had other learning rates."""
+    """Refuses other epochs if the steps done would have had other learning rates."""
     steps = range(0, done, -(-done // LEARNING_RATES_COMPARED)) if done else []
     pairs = [(learning_rate_at(now, k), learning_rate_at(before, k)) for k in steps]
     if any(a != b for a, b in pairs):
@@ -213,7 +214,7 @@ def _refuse_another_past(now: State, before: State, done: int, new: Start) -> No
 
 
 def _compared(run: Path, new: Start, step: int) -> tuple[dict[str, Any], list[str]]:
-    """A run's environment with one more resumption, and what is different since it was started."""
+    """A run's environment with this resumption added, and the differences since its start."""
     try:
         before = read_json(run / "environment.json")
         resumed = [*before.get("resumed", [])]
@@ -233,7 +234,7 @@ def _compared(run: Path, new: Start, step: int) -> tuple[dict[str, Any], list[st
 
 
 def _forked(new: Start, source: Path, state: State) -> Start:
-    """A run that goes on from a checkpoint of another."""
+    """The start of a fork: a checkpoint of another run."""
     there, step = checkpoint_paths(source / "checkpoints"), new.config.at_step
     if step is not None:
         wanted = checkpoint_path(source / "checkpoints", step)
@@ -248,7 +249,7 @@ def _forked(new: Start, source: Path, state: State) -> Start:
         reason = f" ({damaged[0]})" if damaged else ""
         raise InputError(f"--fork {source}: it has no checkpoint that is good{reason}")
     logs = read_logs(source, at.logged)
-    # Keras keeps a constant learning rate in a variable; the new run's is what it asks for.
+    # Keras keeps a constant learning rate in a variable; the fork has its own rate.
     variables = {
         name: built if re.fullmatch(r"optimizer/.*/learning_rate", name) else value
         for (name, built), value in zip(state.values().items(), at.variables.values(), strict=True)

@@ -1,4 +1,4 @@
-"""The one place that writes what TensorBoard shows."""
+"""Writes TensorBoard's event files. No other module does."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ from tensorboard.util.tensor_util import make_tensor_proto
 Array = npt.NDArray[Any]
 Status = Literal["success", "failure", "unknown"]
 
-# The folders of a run, each with one writer. The first is the run itself.
+# The folders of a run, each with one writer. RUN is the run directory itself.
 RUN, TRAIN, VALIDATION, TEST = "", "train", "validation", "test"
-# What is written while a run goes on, and read back when it is resumed.
+# The folders written during training, which a resumed run reads back.
 LOGGED = (TRAIN, VALIDATION)
-# What is shown of many images: 32 of a batch, 2,000 in the projector.
+# The number of images shown: of a batch or a step's images, and in the projector.
 SHOWN, EMBEDDED = 32, 2000
-# How much drawing may be left to do: it bounds how long a run takes to stop, and the memory.
+# Pending drawings, at most: this bounds memory and the time until a run stops.
 MOST_PENDING = 2
 HISTOGRAM_BUCKETS = 50
 PR_THRESHOLDS = 101
 
-# What the Custom Scalars dashboard opens on: category, chart, tags.
+# The layout of the Custom Scalars dashboard: category, chart, tags.
 LAYOUT = {
     "Training against validation": {"loss": ["loss"], "accuracy": ["accuracy"]},
     "Generalization": {
@@ -63,13 +63,12 @@ LAYOUT = {
 
 
 class TensorBoardWriter:
-    """Turns what a run knows into TensorBoard's dashboards.
+    """Writes a run's measurements and description for TensorBoard's dashboards.
 
-    The same quantity has the same tag in ``train/``, ``validation/`` and ``test/``, so that
-    TensorBoard lays them over one another; what describes the run is written into its own
-    directory. An event can be read as soon as it is written. Whatever has to be drawn or counted
-    is done on another thread, in the order in which it was asked for; where that lags behind, the
-    next call waits.
+    A quantity has the same tag in ``train/``, ``validation/`` and ``test/``, so that TensorBoard
+    draws the curves in one chart. The run's description is in the run directory itself. An event
+    can be read as soon as it is written. Another thread draws pictures and counts histograms, in
+    the order of the calls; with ``MOST_PENDING`` drawings pending, the next call waits.
 
     Args:
         folder: the run directory; its folders are created when first written to.
@@ -78,9 +77,9 @@ class TensorBoardWriter:
         events: how many events have been written into each folder; complete after ``sync``.
 
     Raises:
-        StorageError: by its methods, if there is no room; where that is found out on the other
-            thread, by the next call of ``training``, ``evaluation`` or ``sync``. What a writer is
-            given after that is lost; open a new one.
+        StorageError: by all methods, if a file can't be written. An error of the other thread is
+            raised by the next call of ``training``, ``evaluation`` or ``sync``. After an error the
+            writer loses events; make a new one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -93,10 +92,10 @@ class TensorBoardWriter:
         self._described = False
 
     def describe(self, options: Mapping[str, Any], texts: Mapping[str, str]) -> None:
-        """Writes what the run is, in the place of what was there of it.
+        """Writes the run's description, in place of an earlier one.
 
         Args:
-            options: by name, for the HParams dashboard; None is left out there.
+            options: by name, for the HParams dashboard; options of None are left out.
             texts: Markdown by name, for the Text dashboard.
         """
         with self._errors(RUN):
@@ -118,7 +117,7 @@ class TensorBoardWriter:
             tf.summary.graph(graph)
 
     def ended(self, status: Status) -> None:
-        """Writes how the run ended, for the HParams dashboard; without it, it is running."""
+        """Writes how the run ended, for HParams; without this, HParams shows it as running."""
         if self._described:
             number = api_pb2.Status.Value(f"STATUS_{status.upper()}")
             self._write(RUN, 0, hparams.session_end_pb(number))
@@ -135,13 +134,13 @@ class TensorBoardWriter:
         returned: Mapping[str, Any],
         batch: Callable[[], tuple[Array, Array]],
     ) -> None:
-        """Writes what a step was given, what it returned beside scalars, and what it left.
+        """Writes a step's batch, the images and vectors that it returned, and the weights.
 
         Args:
             step: number of steps done.
-            weights: by name; of the first convolution the filters are drawn.
+            weights: by name; the filters of the first convolution are also drawn.
             returned: images and vectors, see ``research.training.train.train``.
-            batch: gives the step's images, float32 [B, 28, 28, 1], and labels, one-hot [B, 10].
+            batch: returns the step's images, float32 [B, 28, 28, 1], and one-hot labels [B, 10].
         """
 
         def draw() -> list[Any]:
@@ -164,13 +163,13 @@ class TensorBoardWriter:
     def evaluation(self, split: str, step: int, found: Validation, data: Split) -> None:
         """Draws the confusion matrix, the reliability diagram, PR curves and the worst mistakes.
 
-        And what the experiment shows of its own.
+        The images and vectors that the experiment's ``figures`` returned are drawn, too.
 
         Args:
             split: the folder.
             step: number of steps done.
-            found: what the model does on all of ``data``.
-            data: what was evaluated on.
+            found: the model's evaluation on ``data``.
+            data: the evaluated examples.
         """
         probabilities, evaluation = found.probabilities, found.evaluation
 
@@ -185,7 +184,7 @@ class TensorBoardWriter:
                 _image("figures/mistakes", figures.mistakes(evaluation.most_wrong, data.images)),
             ]
             for digit in range(NUM_CLASSES):
-                # A softmax may round to 1 + 1e-7.
+                # clip: a softmax may round to 1 + 1e-7.
                 of_digit = np.clip(probabilities[:, digit], 0, 1)
                 curve = pr_curve.pb(
                     f"digits/{digit}", data.labels == digit, of_digit, PR_THRESHOLDS
@@ -200,8 +199,8 @@ class TensorBoardWriter:
 
         Args:
             split: the folder.
-            vectors: float32 [N, units], what the network makes of the first N of ``data``.
-            probabilities: [N, 10], what it predicts for them.
+            vectors: float32 [N, units], the inputs of the last layer for the first N examples.
+            probabilities: [N or more, 10], the model's probabilities for ``data``.
             data: at least N examples.
         """
         folder, count = self._folder / split, len(vectors)
@@ -225,7 +224,7 @@ class TensorBoardWriter:
             (folder / "projector_config.pbtxt").write_text(text_format.MessageToString(config))
 
     def sync(self) -> None:
-        """Has everything so far survive a crash of the machine."""
+        """Flushes all events to the disk, so that they survive a crash of the machine."""
         self._wait()
         for split, writer in self._writers.items():
             with self._errors(split):
@@ -234,7 +233,7 @@ class TensorBoardWriter:
                     sync(path)
 
     def close(self) -> None:
-        """Closes the event files; what can't be written any more is lost."""
+        """Closes the event files; events that can't be written are lost."""
         self._worker.shutdown()
         for writer in self._writers.values():
             try:
@@ -243,7 +242,7 @@ class TensorBoardWriter:
                 continue
 
     def _later(self, split: str, step: int, draw: Callable[[], list[Any]]) -> None:
-        """Has the other thread draw summaries, and write them."""
+        """Lets the other thread draw summaries and write them."""
         self._pending = [future for future in self._pending if not _done(future)]
         while len(self._pending) >= MOST_PENDING:
             self._pending.pop(0).result()
@@ -274,7 +273,7 @@ class TensorBoardWriter:
 
 
 def _done(future: Future[None]) -> bool:
-    """Whether it is done; raises what it has raised."""
+    """Whether a drawing is done; raises its error, if it failed."""
     return future.done() and future.result() is None
 
 
@@ -300,7 +299,7 @@ def _image(tag: str, png: bytes) -> Any:
 
 
 def _shown(returned: Mapping[str, Any]) -> list[Any]:
-    """Images [N, height, width, channels] as a gallery, vectors as a histogram, by name."""
+    """Summaries by name: a gallery of images [N, height, width, channels], a vector's histogram."""
     found = []
     for name, tensor in returned.items():
         value = np.asarray(tensor[:SHOWN] if tensor.shape.rank == 4 else tensor)
@@ -311,7 +310,7 @@ def _shown(returned: Mapping[str, Any]) -> list[Any]:
 
 def _histogram(tag: str, values: Array) -> Any:
     """Counts in buckets of equal width: [buckets, 3], left edge, right edge, count."""
-    # In float32 so many edges may not fit between two values.
+    # float64: in float32 too few numbers may lie between the values for all edges.
     finite = values[np.isfinite(values)].astype(np.float64)
     buckets = np.zeros([HISTOGRAM_BUCKETS, 3])
     if finite.size:
@@ -323,7 +322,7 @@ def _histogram(tag: str, values: Array) -> Any:
 
 
 def _sprite(images: Array, side: int) -> Image.Image:
-    """Images uint8 [N, height, width] in one, ``side`` in a row."""
+    """One image of all the images, uint8 [N, height, width], ``side`` in a row."""
     height, width = images.shape[1:]
     tiles = np.zeros([side * side, height, width], np.uint8)
     tiles[: len(images)] = images

@@ -1,4 +1,4 @@
-"""What the wall time of a run is spent on."""
+"""Measures on which activities a run spends its wall time."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ Activity = Literal["training", "validation", "logging", "checkpointing"]
 
 
 class StartUp:
-    """Where the seconds go until the first step of training.
+    """Measures the parts of the time until the first step.
 
     Args:
-        begun: when the program began, as ``time.monotonic()`` counts.
+        begun: the ``time.monotonic()`` at which the program began.
     """
 
     def __init__(self, begun: float) -> None:
@@ -20,7 +20,7 @@ class StartUp:
         self._parts: list[str] = []
 
     def done(self, part: str) -> None:
-        """Says what has been done since this was last called."""
+        """Names the part that has just ended."""
         now = time.monotonic()
         self._parts.append(f"{part} {now - self._since:.1f}")
         self._since = now
@@ -30,7 +30,7 @@ class StartUp:
 
 
 class WallTime:
-    """Counts the seconds that go into each activity. One of them is always going on."""
+    """Counts the seconds of each activity. Exactly one activity is going on at any time."""
 
     def __init__(self) -> None:
         self._activity: Activity = "training"
@@ -39,25 +39,25 @@ class WallTime:
         self._before: dict[Activity, float] = {}
 
     def switch(self, activity: Activity) -> None:
-        """Says what is being done from here on."""
+        """Begins an activity, which ends the one before."""
         now = time.monotonic()
         before = self._seconds.get(self._activity, 0.0)
         self._seconds[self._activity] = before + now - self._since
         self._activity, self._since = activity, now
 
     def total(self, activity: Activity) -> float:
-        """The seconds that have gone into an activity in all."""
+        """The seconds spent on an activity so far."""
         self.switch(self._activity)
         return self._before.get(activity, 0.0) + self._seconds.get(activity, 0.0)
 
     def split(self, input_seconds: float) -> dict[str, float]:
-        """Each activity's share of the time since this was last asked; they sum to 1.
+        """Each activity's share of the time since the last call; the shares sum to 1.
 
         Args:
-            input_seconds: how much of the training was spent on input.
+            input_seconds: the part of the training time spent on input.
 
         Returns:
-            Fractions by tag, ``time/<activity>``; 0 for what was not done.
+            Fractions by tag, ``time/<activity>``; 0 for an activity without time.
         """
         self.switch(self._activity)
         for activity, seconds in self._seconds.items():
