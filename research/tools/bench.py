@@ -1,4 +1,4 @@
-"""The verb ``bench``: this loop beside what else one would use, on the same machine in one run."""
+"""The verb ``bench``: compares this loop's speed with Keras ``fit`` and PyTorch, in one run."""
 
 from __future__ import annotations
 
@@ -53,29 +53,29 @@ def _installed() -> tuple[Loop, ...]:
 class Bench:
     """Measure steps per second, or minutes, beside Keras fit. Let nothing else run.
 
-    Each loop runs in a process of its own, and they take turns, so that a slow moment of the
-    machine hits all of them. Keras and PyTorch, where it is installed, run as they come. The
-    arithmetic of a step, computed as large matrix products, tells how fast it could be at best.
+    Each loop runs in its own process, and the loops take turns, so that slow moments of the machine
+    affect all of them. Keras and PyTorch (if it is installed) run with their defaults. The floor is
+    the time of a step's arithmetic as large matrix products.
     """
 
     experiment: Annotated[Path, tyro.conf.Positional] = EXPERIMENTS / "mnist_cnn.py"
     """The file of the experiment whose step is measured."""
     blocks: int = 5
-    """Turns that each loop has; not with --trainings."""
+    """Number of turns of each loop; not with --trainings."""
     steps: int = 60
-    """Steps in a turn, with --trainings in one of Keras fit; not with --recording."""
+    """Steps in a turn (with --trainings, in a turn of Keras fit); not with --recording."""
     loops: tuple[Loop, ...] = dataclasses.field(default_factory=_installed)
     """Which loops to measure; not with --recording or --trainings."""
     json: bool = False
     """Print JSON instead of tables."""
     recording: bool = False
-    """Measure instead what recording costs: whole epochs of an experiment, with it and without."""
+    """Measure instead the cost of recording: whole epochs of the experiment with and without."""
     trainings: int | None = None
-    """Measure instead so many whole trainings, of seed 0 and up, and how long Keras fit takes."""
+    """Measure instead this many whole trainings, with seeds from 0, and the time of Keras fit."""
     examples: int | None = None
-    """With --recording or --trainings: on the first so many examples only."""
+    """With --recording or --trainings: use only this many examples, the first ones."""
     serve: Ours | Literal["trainings"] | None = None
-    """Be one of those processes: take a turn for each line of the standard input."""
+    """Be one of the measured processes: take a turn for each line of standard input."""
 
     def __post_init__(self) -> None:
         require("blocks", self.blocks, self.blocks >= 2, "give at least 2")
@@ -95,14 +95,14 @@ class Bench:
     def run(self, screen: Screen) -> None:
         """Measures and prints."""
         screen.console.quiet = self.json or self.serve is not None
-        # What an experiment prints is no answer, and no JSON.
+        # Whatever an experiment prints is neither an answer nor JSON.
         with contextlib.redirect_stdout(sys.stderr if screen.console.quiet else sys.stdout):
             found = self._run(screen)
         if self.json:
             print(json.dumps(found, indent=2))
 
     def _run(self, screen: Screen) -> dict[str, Any]:
-        """Measures, shows what was found, and returns it."""
+        """Measures, shows the results, and returns them."""
         experiment = load_experiment(self.experiment)
         try:
             config = experiment.config()
@@ -153,7 +153,7 @@ class Bench:
                 screen.say(f"warming up: {loop}")
                 processes[loop]("turn")
             for block in range(self.blocks):
-                # Each comes first at times, and after each of its neighbours.
+                # The order changes: no loop always comes first or always follows the same loop.
                 first = block // 2 % len(self.loops)
                 order = [*self.loops[first:], *self.loops[:first]][:: -1 if block % 2 else 1]
                 for loop in order:
@@ -174,7 +174,7 @@ class Bench:
     def _processes(
         self, loops: Iterable[str], data: Dataset, batch_size: int
     ) -> Iterator[dict[str, Any]]:
-        """For each loop a function that sends its process a line and returns the answer."""
+        """Starts the processes; yields for each a function that sends a line and returns the reply."""
         most = len(data.train) // batch_size
         fewer = f"an epoch has {most} steps of {batch_size} examples; give at most so many"
         require("steps", self.steps, self.steps <= most, fewer)
@@ -231,7 +231,7 @@ class Bench:
 
 @contextlib.contextmanager
 def _process(loop: str, command: list[str], environment: dict[str, str]) -> Iterator[Any]:
-    """Starts a process; gives a function that sends it a line, and returns its answer."""
+    """Starts a process; yields a function that sends it a line and returns its answer."""
     with (
         tempfile.TemporaryFile("w+", errors="replace") as said,
         subprocess.Popen(
@@ -258,6 +258,6 @@ def _process(loop: str, command: list[str], environment: dict[str, str]) -> Iter
             yield ask
         finally:
             process.kill()
-            with contextlib.suppress(OSError):  # what it has not read
+            with contextlib.suppress(OSError):  # it has not read all its input
                 assert process.stdin is not None
                 process.stdin.close()

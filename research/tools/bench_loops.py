@@ -1,4 +1,4 @@
-"""This project's loop as ``bench`` measures it, and the arithmetic that no loop can avoid."""
+"""The turns of this project's loop for ``bench``, and the floor: a step's arithmetic alone."""
 
 from __future__ import annotations
 
@@ -24,21 +24,23 @@ from research.training.train import train
 import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
-# Large enough for a matrix product to come near what the processor can do.
+# Large enough for a matrix product to reach nearly the processor's peak.
 PRODUCT_SIZE = 2048
 PRODUCTS = 8
 PROFILED_STEPS = 10
 
 
 def serve(loop: str, experiment: Experiment, config: Config, data: Dataset, steps: int) -> None:
-    """Answers each line of the standard input with a line of JSON.
+    """Answers each line of standard input with a line of JSON.
+
+    To ``turn`` the answer is ``seconds``, the time of the next turn, and ``peak_memory_mib``; to
+    ``operations`` it is the result of ``operations``.
 
     Args:
         loop: ``ours-float32``, ``ours-bfloat16``, ``products-float32`` or ``products-bfloat16``.
-        experiment, config: what is measured, with which options.
-        data: its training examples are used.
-        steps: in a turn. To ``turn`` the answer is the seconds that the next turn takes, and the
-            most memory used so far, in MiB; to ``operations``, see there.
+        experiment, config: the measured experiment and its options.
+        data: the data set, of which the training examples are used.
+        steps: number of steps in a turn.
     """
     kind, _, number_format = loop.partition("-")
     if number_format == "bfloat16":
@@ -58,7 +60,7 @@ def serve(loop: str, experiment: Experiment, config: Config, data: Dataset, step
 
 
 def our_turns(experiment: Experiment, config: Config, data: Dataset, steps: int) -> Iterator[float]:
-    """The seconds that each turn of ``steps`` steps of an experiment takes."""
+    """Yields the seconds of each turn of ``steps`` training steps."""
     state = experiment.build(config, Plan(len(data.train), config.batch_size, config.epochs))
     begun = time.perf_counter()
     for report in train(
@@ -68,7 +70,7 @@ def our_turns(experiment: Experiment, config: Config, data: Dataset, steps: int)
         indices=experiment.indices,
         report_every=steps,
     ):
-        if report.step % steps == 0:  # there is one at the end of an epoch, too
+        if report.step % steps == 0:  # not at the end of an epoch
             yield time.perf_counter() - begun
             begun = time.perf_counter()
 
@@ -76,7 +78,7 @@ def our_turns(experiment: Experiment, config: Config, data: Dataset, steps: int)
 def product_turns(
     experiment: Experiment, config: Config, data: Dataset, steps: int
 ) -> Iterator[float]:
-    """The seconds that the arithmetic of ``steps`` steps takes as large matrix products."""
+    """Yields the seconds of the arithmetic of ``steps`` steps as large matrix products."""
     matrix = tf.random.stateless_uniform([PRODUCT_SIZE, PRODUCT_SIZE], seed=[0, 0])
     if config.precision == "mixed_bfloat16":
         matrix = tf.cast(matrix, tf.bfloat16)
@@ -92,10 +94,10 @@ def product_turns(
 
 
 def floating_point_operations(model: Any, batch_size: int) -> int:
-    """Additions and multiplications of a step, in a model's convolutions and dense layers.
+    """The additions and multiplications of a step in convolutions and dense layers.
 
-    A layer's output, the gradient of its kernel and that of its input take the same number each.
-    A kernel that is not trained needs no gradient, nor does an input with nothing trained below.
+    A layer's output, its kernel's gradient and its input's gradient take the same number each. A
+    frozen kernel needs no gradient; neither does an input without trained layers below it.
     """
     total, trained_below = 0, False
     for layer in model.stock_twin().layers:
@@ -108,9 +110,9 @@ def floating_point_operations(model: Any, batch_size: int) -> int:
 
 
 def operations(experiment: Experiment, config: Config, data: Dataset) -> dict[str, float]:
-    """Milliseconds of a step by operation, ``<layer or scope> <operation>``, longest first.
+    """Milliseconds per step by operation, ``<layer or scope> <operation>``, longest first.
 
-    Operations that run beside one another both count in full.
+    Operations that run at the same time both count in full.
     """
     state = experiment.build(config, Plan(len(data.train), config.batch_size, config.epochs))
     seconds: collections.Counter[str] = collections.Counter()

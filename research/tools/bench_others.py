@@ -1,8 +1,8 @@
-"""What ``bench`` compares this project's loop with: Keras's ``fit``, and PyTorch.
+"""The loops that ``bench`` compares with this project's: Keras's ``fit``, and PyTorch.
 
-A program of its own that knows nothing of this project, so that nothing is set up differently
-from what its users have. Its arguments are the loop, an .npz with images and labels, the batch
-size and the steps in a turn; it takes a turn for each line of the standard input.
+This program imports nothing of this project, so that Keras and PyTorch run as their users run them.
+Its arguments are the loop, an .npz with images and labels, the batch size and the steps in a turn.
+It takes a turn for each line of standard input.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 def fit_turns(
     images: Any, labels: Any, batch_size: int, steps: int, precision: str
 ) -> Iterator[float]:
-    """The seconds that ``fit`` takes for ``steps`` steps of the well-known Keras script."""
+    """Yields the seconds that ``fit`` takes for ``steps`` steps of the well-known Keras script."""
     import keras
 
     keras.mixed_precision.set_global_policy(precision)
@@ -51,7 +51,7 @@ def fit_turns(
 
 
 def torch_turns(images: Any, labels: Any, batch_size: int, steps: int) -> Iterator[float]:
-    """The seconds that PyTorch takes for ``steps`` steps of the same network."""
+    """Yields the seconds that PyTorch takes for ``steps`` steps of the same network."""
     import torch
     from torch import nn
 
@@ -76,9 +76,9 @@ def torch_turns(images: Any, labels: Any, batch_size: int, steps: int) -> Iterat
 
 
 def peak_memory() -> int:
-    """The most memory that this process has used so far, in MiB."""
+    """The peak memory of this process so far, in MiB."""
     status = Path("/proc/self/status")
-    if status.exists():  # the other figure begins, on Linux, with that of the parent process
+    if status.exists():  # on Linux ru_maxrss begins with the parent's peak
         kibibytes = status.read_text().partition("VmHWM:")[2].split()[0]
         return int(kibibytes) // 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -86,7 +86,7 @@ def peak_memory() -> int:
 
 
 def main(loop: str, data: str, batch_size: str, steps: str) -> None:
-    """Answers each line with the seconds of a turn, and the most memory used so far in MiB."""
+    """Answers each line with the seconds of a turn and the peak memory so far, in MiB."""
     with np.load(data) as arrays:
         images, labels = arrays["images"], arrays["labels"]
     arguments = (images, labels, int(batch_size), int(steps))

@@ -1,4 +1,4 @@
-"""What recording costs: whole epochs of an experiment, with it and without."""
+"""Measures the cost of recording: whole epochs of an experiment, with and without it."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def compare_recording(
     blocks: int,
     screen: Screen,
 ) -> dict[str, Any]:
-    """Measures ``blocks`` epochs of each kind, in turn; shows and returns how they compare."""
+    """Measures ``blocks`` epochs of each kind in turns; shows and returns the comparison."""
     with tempfile.TemporaryDirectory(prefix="research-bench-") as folder:
-        # Checkpoints are no part of it: there is none but for one at the end of an epoch.
+        # The only checkpoint is the one at the end of an epoch.
         config = dataclasses.replace(
             config, run_dir=Path(folder, "run"), epochs=1000, checkpoint_every="10000m"
         )
         on = recorded_epochs(experiment, config, data, file, screen)
         off = plain_epochs(experiment, config, data)
-        next(on), next(off)  # these warm up
+        next(on), next(off)  # warm up
         pairs = []
         for block in range(1, blocks + 1):
-            # Whichever comes second finds the machine warmer.
+            # The second finds the machine warmer, so the order alternates.
             first = block % 2 == 0
             a, b = (next(on if first else off), next(off if first else on))
             pairs.append((a, b) if first else (b, a))
@@ -63,9 +63,9 @@ def compare_recording(
 def recorded_epochs(
     experiment: Experiment, config: Config, data: Dataset, file: Path, screen: Screen
 ) -> Generator[float, None, None]:
-    """The seconds that each epoch of an experiment takes, a checkpoint at its end among them."""
+    """Yields the seconds of each recorded epoch, with the checkpoint at its end."""
     plan = Plan(len(data.train), config.batch_size, config.epochs)
-    stop = StopRequest()  # which listens only where it is entered
+    stop = StopRequest()  # never entered, so no signal sets it
     state = experiment.build(config, plan)
     start = find_start(config, file, data, state, plan, lambda plan: state)
     with begin(start, None, state) as run:
@@ -82,7 +82,7 @@ def recorded_epochs(
 
 
 def plain_epochs(experiment: Experiment, config: Config, data: Dataset) -> Iterator[float]:
-    """The seconds that each epoch takes where all that happens is training and validation."""
+    """Yields the seconds of each epoch of training and validation alone."""
     state = experiment.build(config, Plan(len(data.train), config.batch_size, config.epochs))
     reports = _reports(experiment, config, data, state)
     while True:

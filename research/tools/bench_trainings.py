@@ -1,4 +1,4 @@
-"""How long whole trainings take, how good they are, and how long Keras ``fit`` trains instead."""
+"""Measures whole trainings: their time and accuracy, and the time of Keras ``fit`` beside them."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from research.training.train import train
 from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 from rich.table import Table
 
-# The well-known Keras script's.
+# The epochs and batch size of the well-known Keras script.
 REFERENCE_EPOCHS = 12
 REFERENCE_BATCH_SIZE = 128
 
 
 def serve_trainings(experiment: Experiment, config: Config, data: Dataset) -> None:
-    """Answers each line of the standard input, a seed, with a line of JSON.
+    """Answers each line of standard input, a seed, with a line of JSON.
 
-    It trains with that seed, on all training examples, in the experiment's own loop, and evaluates
-    once on the test set. The answer is the test ``accuracy`` and ``loss``, and the ``seconds`` of
-    training, without tracing and validation.
+    For each seed it trains on all training examples, in the experiment's own loop, and evaluates
+    once on the test set. The answer has the test ``accuracy`` and ``loss``, and ``seconds``, the
+    time of training without tracing and validation.
     """
     screen, stop = Screen(), StopRequest()
     screen.console.quiet = True
@@ -69,19 +69,20 @@ def compare_trainings(
     examples: int,
     screen: Screen,
 ) -> dict[str, Any]:
-    """Trains with so many seeds, a turn of Keras ``fit`` beside each; shows what came of it.
+    """Trains once with each seed, with a turn of Keras ``fit`` beside it; shows the results.
 
     Args:
-        ask_ours: see ``serve_trainings``.
-        ask_fit: takes a turn and answers with its ``seconds``.
-        experiment: its file, for reading.
-        trainings: number of seeds, from 0.
-        steps: of ``fit`` in a turn; its whole training has as many as 12 epochs of batches of 128.
-        examples: in the training set.
+        ask_ours: sends a seed to ``serve_trainings`` and returns the answer.
+        ask_fit: lets ``fit`` take a turn and returns the turn's ``seconds``.
+        experiment: the experiment's file, for the messages.
+        trainings: number of trainings, with seeds from 0.
+        steps: steps in a turn of ``fit``; ``fit_seconds`` extrapolates to the steps of 12 epochs
+            with batches of 128.
+        examples: number of training examples.
         screen: where to show progress and results.
 
     Returns:
-        What was measured, in ``trainings`` a row for each seed.
+        The measurements; ``trainings`` has a row for each seed.
     """
     fit_steps = Plan(examples, REFERENCE_BATCH_SIZE, REFERENCE_EPOCHS).steps
     ask_fit("warm up")
@@ -113,17 +114,17 @@ def _measure(
     turns_of_fit: float,
     screen: Screen,
 ) -> list[dict[str, float]]:
-    """One training after the other, a row for each."""
+    """Measures one training after the other; returns a row for each."""
     rows = []
     with Progress(
         *(SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn()),
         console=screen.console,
         disable=not screen.console.is_terminal,
-        refresh_per_second=1,  # both processors are being timed
+        refresh_per_second=1,  # drawing takes time from the measured processes
         transient=True,
     ) as progress:
         for seed in progress.track(range(trainings), description="trainings"):
-            # Whichever comes second finds the machine warmer.
+            # The second finds the machine warmer, so the order alternates.
             if seed % 2:
                 fit, ours = ask_fit("turn"), ask_ours(str(seed))
             else:

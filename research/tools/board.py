@@ -1,4 +1,4 @@
-"""The verb ``board``: TensorBoard on all runs, or on some."""
+"""The verb ``board``: starts TensorBoard on all runs or on some."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import tyro
 from tensorboard import default, program
 from tensorboard.data import server_ingester
 
-# How many points TensorBoard keeps of each tag, chosen at random where there are more.
+# The number of points that TensorBoard keeps of each tag; of more it keeps a random sample.
 SAMPLES = "scalars=5000,images=50,histograms=100,pr_curves=50,text=100"
 
 
@@ -33,9 +33,9 @@ class Board:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Run directories, or directories of runs. Default: all below runs/."""
     host: str = "localhost"
-    """What to listen on; 0.0.0.0 lets other machines see it."""
+    """The address to listen on; 0.0.0.0 lets other machines connect."""
     port: int | None = None
-    """Default: 6006, or the next that is free; 0 is any that is free."""
+    """Default: 6006, or the next free port; 0 takes any free port."""
 
     def __post_init__(self) -> None:
         require("port", self.port, 0 <= (self.port or 0) < 65536, "give 0 to 65535")
@@ -44,7 +44,7 @@ class Board:
         """Serves until it is interrupted.
 
         Raises:
-            InputError: if there is no such run, or the port is taken.
+            InputError: if a path holds no run, or the host or port can't be used.
         """
         for path in self.runs or (Path("runs"),):
             if not os.path.isdir(path) or next(path.rglob("events.out.tfevents.*"), None) is None:
@@ -66,14 +66,14 @@ class Board:
                 raise InputError(f"{where}: {one_line(error)}; give another") from error
             screen.say(f"TensorBoard is at {address} (Ctrl-C ends it)")
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-            # The viewer of profiles writes down each request.
+            # The viewer of profiles logs every request to standard error.
             with contextlib.suppress(KeyboardInterrupt), silenced_stderr():
                 threading.Event().wait()
 
 
 def _require_listenable(host: str) -> None:
-    """Refuses a host at which TensorBoard's server would print a line and leave the program."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET  # as that server chooses it
+    """Refuses a host for which TensorBoard's server would print a line and exit."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET  # as TensorBoard chooses
     try:
         *_, address = socket.getaddrinfo(host, 0, family, socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as listening:
@@ -83,7 +83,7 @@ def _require_listenable(host: str) -> None:
 
 
 def _fast_reader() -> str:
-    """Whether TensorBoard's faster reader is there; left to itself, it would say so at length."""
+    """Whether TensorBoard's fast reader is installed. Left to find out, it prints a long notice."""
     try:
         server_ingester.get_server_binary()
     except server_ingester.NoDataServerError:
@@ -93,7 +93,7 @@ def _fast_reader() -> str:
 
 @contextlib.contextmanager
 def _log_directory(runs: tuple[Path, ...]) -> Iterator[Path]:
-    """A directory with the runs in it, each by a name that tells it from the others."""
+    """A directory with links to the runs, each with a name of its own."""
     if not runs:
         yield Path("runs")
         return
@@ -107,7 +107,7 @@ def _log_directory(runs: tuple[Path, ...]) -> Iterator[Path]:
                 place, number = place.with_name(f"{run.name}-{number}"), number + 1
             place.parent.mkdir(exist_ok=True)
             place.symlink_to(run, target_is_directory=True)
-            # The viewer of profiles does not look behind links.
+            # The viewer of profiles does not follow links to runs.
             for profile in run.rglob("plugins/profile/*/"):
                 name = place.relative_to(temporary) / profile.relative_to(run)
                 link = profiles / "-".join(p for p in name.parts if p not in ("plugins", "profile"))

@@ -1,4 +1,4 @@
-"""What a verb that checks something reports."""
+"""The result of one check of ``verify``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One thing that must hold; ``found`` says what was seen, and why the check may have failed."""
+    """A check and its result; ``found`` is the observation, with the likely cause of a failure."""
 
     name: str
     holds: bool

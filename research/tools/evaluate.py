@@ -1,4 +1,4 @@
-"""The verb ``evaluate``: every figure about a trained model, as tables or as JSON."""
+"""The verb ``evaluate``: the figures of a trained model, as tables or as JSON."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Evaluate:
     run_or_h5: Annotated[Path, tyro.conf.Positional]
     """A run directory, or an mnist.h5."""
     data: Path | None = None
-    """A Keras-style .npz or a folder of IDX files. Default: what the run used, or MNIST."""
+    """A Keras-style .npz or a folder of IDX files. Default: the run's data, or MNIST."""
     json: bool = False
     """Print JSON instead of tables."""
 
@@ -40,10 +40,10 @@ class Evaluate:
         """Evaluates and prints.
 
         Raises:
-            InputError: if there is no model or no data to be read.
+            InputError: if the model or the data can't be read.
         """
         model = find_model(self.run_or_h5)
-        # The --examples of the run are about its own data.
+        # The run's --examples apply to the run's own data only.
         data, examples = (self.data, None) if self.data else (model.data, model.examples)
         loaded = load_h5(model.h5)
         say = (lambda line: None) if self.json else screen.say
@@ -81,8 +81,8 @@ def tables(evaluation: Evaluation) -> list[Table]:
             f"{evaluation.support[digit]:,}",
         )
 
-    # Without padding the counts of 10,000 examples fit into 60 columns. Rich cuts what does not
-    # fit, unless it may be folded.
+    # Without padding the counts of 10,000 examples fit into 60 columns. "fold" keeps rich from
+    # cutting wider cells.
     predicted = [Column(str(n), justify="right", overflow="fold") for n in range(NUM_CLASSES)]
     title = "Confusion: true digits down, predicted digits across"
     confusion = Table("true", *predicted, title=title, title_justify="left", padding=0)
@@ -102,7 +102,7 @@ def pictures(evaluation: Evaluation, images: npt.NDArray[np.uint8]) -> Columns:
     """
     drawn = []
     for mistake in evaluation.most_wrong:
-        # Two rows of pixels make one of characters, which are twice as high as wide.
+        # Characters are twice as high as wide: two rows of pixels make one row of characters.
         pixels = images[mistake.index, 3:25, 3:25, 0].reshape(11, 2, 22).mean(1)
         shades = np.array(list(" ░▒▓█"))[np.minimum(pixels * 5 / 255, 4).astype(int)]
         told = f"\n{mistake.label} taken for {mistake.predicted}, {mistake.confidence:.4f}"

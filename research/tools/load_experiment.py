@@ -1,4 +1,4 @@
-"""An experiment from its file, for the verbs that run one."""
+"""Loads an experiment from its file, for the verbs that need one."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from research.experiment import Experiment
 # Beside the package: the project is installed in place.
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
-# The folders on sys.path because of load_experiment: at most one.
+# The folder that load_experiment has put on sys.path, if any: at most one.
 _folders: list[str] = []
 
 
 def load_experiment(file: Path) -> Experiment:
-    """The experiment that a file makes. Its main program is not run.
+    """Loads the experiment that a file defines, without running its main program.
 
-    The file is executed afresh by each call, and so are the modules that it imports from its own
-    folder: two calls share no module state. As when Python runs the file, its folder comes first
-    in ``sys.path``, from now until another experiment is loaded.
+    Each call executes the file, and the modules that it imports from its own folder, afresh: two
+    calls share no module state. As when Python runs the file, its folder is the first in
+    ``sys.path``, until another experiment is loaded.
 
     Raises:
-        InputError: if the file is missing or defines something else.
+        InputError: if the file is missing, fails, or does not define an ``experiment``.
     """
     if not os.path.isfile(file):
         raise InputError(f"{file}: no such file; name an experiment, such as mnist_cnn.py")
@@ -35,16 +35,16 @@ def load_experiment(file: Path) -> Experiment:
     _leave_folder()
     sys.path.insert(0, str(path.parent))
     _folders.append(str(path.parent))
-    # dataclasses and typing.get_type_hints look a class's module up in sys.modules. Experiments of
-    # one name in two folders have modules of two names.
+    # dataclasses and typing.get_type_hints look up a class's module in sys.modules. The digest of
+    # the path gives files of the same name in two folders two modules.
     module = ModuleType(f"_experiment_{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
     try:
-        # Python's import would leave a __pycache__, which it does not for a file that is run.
+        # Not an import, which would write a __pycache__ beside the file.
         code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
         exec(code, module.__dict__)
-    except (Exception, SystemExit) as error:  # it may fail in any way
+    except (Exception, SystemExit) as error:  # the file may fail in any way
         _leave_folder()
         reason, remedy = one_line(error)[:200], ""
         if isinstance(error, SystemExit):
@@ -65,21 +65,21 @@ def load_experiment(file: Path) -> Experiment:
 
 
 def _leave_folder() -> None:
-    """Takes the folder of the experiment before off sys.path, and forgets its modules."""
-    importlib.invalidate_caches()  # of which files a folder has
+    """Removes the previous experiment's folder from sys.path, and its modules."""
+    importlib.invalidate_caches()  # the caches of file names
     while _folders:
         folder = _folders.pop()
         if folder in sys.path:
             sys.path.remove(folder)
         own = {n for n, m in sys.modules.items() if "." not in n and _lies_in(m, Path(folder))}
-        # The research package lies in the folder of an experiment at the root of a clone.
+        # For an experiment at the root of a clone, this package is in the experiment's folder.
         own -= {__name__.partition(".")[0], "__main__"}
         for name in [name for name in sys.modules if name.partition(".")[0] in own]:
             del sys.modules[name]
 
 
 def _lies_in(module: ModuleType | None, folder: Path) -> bool:
-    """Whether a top-level module is a file of this folder, or a package in it."""
+    """Whether a top-level module is a file or a package in this folder."""
     # getattr would import a lazy module.
     names = getattr(module, "__dict__", {})
     file = names.get("__file__")
@@ -89,5 +89,5 @@ def _lies_in(module: ModuleType | None, folder: Path) -> bool:
             folder == (path.parent.parent if path.name == "__init__.py" else path.parent)
             for path in map(Path, places)
         )
-    except TypeError:  # somebody's own idea of a module
+    except TypeError:  # an object in sys.modules that is no usual module
         return False

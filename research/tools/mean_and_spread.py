@@ -1,4 +1,4 @@
-"""How the benchmarks write several measurements of the same quantity."""
+"""Formats repeated measurements of one quantity."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import statistics
 
 
 def mean_and_spread(values: list[float], digits: int = 2) -> str:
-    """``mean ± standard deviation`` of two values or more, with so many digits after the point."""
+    """``mean ± standard deviation`` of at least two values, each with ``digits`` decimals."""
     return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"

@@ -42,10 +42,10 @@ class Predict:
             raise InputError("no image: name one or more image files after the run or mnist.h5")
 
     def run(self, screen: Screen) -> bool:
-        """Predicts and prints; says whether every image could be read.
+        """Predicts and prints; returns whether every image could be read.
 
         Raises:
-            InputError: if the model can't be read, or none of the images.
+            InputError: if the model, or every image, can't be read.
         """
         model = load_h5(find_model(self.run_or_h5).h5)
         digits = self._read()
@@ -62,7 +62,7 @@ class Predict:
             ]
             print(json.dumps(facts, indent=2))
         else:
-            # Of a name, however long, nothing is cut: neither it nor what stands beside it.
+            # "fold" keeps rich from cutting long names, and the cells beside them.
             table = Table(Column("image", overflow="fold"), "digit", "confidence", "runner-up")
             for (path, digit), row in zip(digits, rows, strict=True):
                 if digit.inverted:
@@ -74,10 +74,10 @@ class Predict:
         return len(digits) == len(self.images)
 
     def _read(self) -> list[tuple[Path, Digit]]:
-        """The images that can be read; each of the others is named on standard error.
+        """Reads the images; names each unreadable one on standard error.
 
         Raises:
-            InputError: if there is none.
+            InputError: if no image can be read.
         """
         digits: list[tuple[Path, Digit]] = []
         errors: list[InputError] = []

@@ -1,11 +1,12 @@
-"""Text from elsewhere, such as the name of a file, as a terminal can show it."""
+"""Makes untrusted text, such as the name of a file, safe for a terminal."""
 
 from __future__ import annotations
 
 
 def printable(text: object) -> str:
-    """``str(text)`` with what a terminal would obey, or can't encode, in Python's notation.
+    """``str(text)`` with its unprintable characters as Python escapes.
 
-    That is line breaks, escape sequences, and the bytes of a file's name that are not UTF-8.
+    They are control characters, such as line breaks and escape sequences, and the bytes of a file's
+    name that are not UTF-8.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

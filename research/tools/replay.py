@@ -1,4 +1,4 @@
-"""The verb ``replay``: runs again the one step in which something became NaN or infinite."""
+"""The verb ``replay``: repeats the one step in which a value became NaN or infinite."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ from rich.text import Text
 
 Values = list[tuple[str, npt.NDArray[Any]]]
 
-# So many values are shown on either side of the first that is not finite.
+# The number of values shown before and after the first non-finite one.
 AROUND = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """Run again the step in which something became NaN or infinite, and show where it began.
+    """Repeat the step in which a value became NaN or infinite, and show where it began.
 
-    The experiment's file in the bundle is run, like any program: replay what you trust.
+    This runs the experiment's code in the bundle: replay only bundles that you trust.
     """
 
     bundle: Annotated[Path, tyro.conf.Positional]
-    """A directory replay-step-... that a run has left."""
+    """A directory replay-step-... in a run directory."""
     all: bool = False
     """Show every value of the step, not only those around the first that is not finite."""
     json: bool = False
     """Print JSON, with every value of the step, instead of a table."""
 
     def run(self, screen: Screen) -> None:
-        """Runs the step eagerly and prints what it computes, in the order of computation.
+        """Runs the step eagerly and prints its values in the order of computation.
 
         Raises:
             InputError: if the bundle is damaged, or its step fails when it is run.
@@ -106,9 +106,9 @@ class Replay:
 
 
 def first_non_finite(computed: Values) -> int | None:
-    """The place of the first value that holds NaN or infinity, or None.
+    """The position of the first value that holds NaN or infinity, or None.
 
-    As in ``research.training.train.non_finite``, what the step keeps for itself does not count.
+    As in ``research.training.train.non_finite``, values under ``extra/`` don't count.
     """
     for place, (name, value) in enumerate(computed):
         own = name.startswith("extra/") and name.endswith((" before", " after"))
@@ -118,7 +118,7 @@ def first_non_finite(computed: Values) -> int | None:
 
 
 def _summary(name: str, value: npt.NDArray[Any]) -> dict[str, Any]:
-    """An array of at least one number: its shape, its ends, and how many are not finite."""
+    """The shape, range and number of non-finite elements of a non-empty array."""
     finite = value[np.isfinite(value)]
     ends = (float(finite.min()), float(finite.max())) if finite.size else (None, None)
     return {
@@ -131,7 +131,7 @@ def _summary(name: str, value: npt.NDArray[Any]) -> dict[str, Any]:
 
 
 def _table(computed: Values, shown: range, bad: int | None) -> Table:
-    """Some of the values; rich folds what does not fit, and cuts nothing."""
+    """A table of some values; rich folds long cells and cuts none."""
     table = Table(Column("in the order of computation", overflow="fold"))
     for heading in ("smallest", "largest"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -147,10 +147,10 @@ def _table(computed: Values, shown: range, bad: int | None) -> Table:
 
 
 def read_bundle(bundle: Path) -> tuple[State, Step, Any, Any, str]:
-    """The state before a step, the step, its images [B, 28, 28, 1] and labels [B, 10], and why.
+    """Reads the state before a step, the step, its images and labels, and the error message.
 
     Raises:
-        InputError: if there is no bundle, or it is damaged.
+        InputError: if the bundle is missing or damaged.
     """
     try:
         about = read_json(_file(bundle, "bundle.json"))
@@ -176,7 +176,7 @@ def read_bundle(bundle: Path) -> tuple[State, Step, Any, Any, str]:
         return state, experiment.step, images, labels, str(about["reason"])
     except InputError:
         raise
-    except Exception as error:  # zipfile and NumPy raise errors of many kinds
+    except Exception as error:  # zipfile and NumPy raise errors of many types
         raise InputError(
             f"{bundle}: not a replay bundle that can be read ({one_line(error)[:200]}); name a "
             "directory replay-step-... in a run directory"
@@ -191,13 +191,13 @@ def _file(bundle: Path, name: str) -> Path:
 
 
 def watch(state: State, step: Step, images: Any, labels: Any) -> Values:
-    """Runs a step eagerly; returns the name and the value of everything on its way.
+    """Runs a step eagerly; returns its values by name, in the order of computation.
 
-    That is: the batch, the variables before, each layer's output, the loss, the gradients, the
-    variables after, and what the step returns.
+    They are the batch, the variables before, each layer's output, the loss, the gradients, the
+    variables after, and the values that the step returns.
 
     Raises:
-        ValueError: if the step returns what ``train`` would refuse.
+        ValueError: if the step returns values that ``train`` would refuse.
     """
     seen: Values = [("images", images), ("labels", labels)]
     seen += [(f"{name} before", value) for name, value in _readable(state)]
@@ -226,13 +226,13 @@ def watch(state: State, step: Step, images: Any, labels: Any) -> Values:
 
 
 def _array(value: Any) -> npt.NDArray[Any]:
-    """A tensor's value. NumPy has no bfloat16 of its own: it becomes float32."""
+    """A tensor's value. Half precision becomes float32: NumPy has no bfloat16."""
     half = getattr(value, "dtype", None) in (tf.bfloat16, tf.float16)
     return np.asarray(tf.cast(value, tf.float32) if half else value)
 
 
 def _readable(state: State) -> Values:
-    """The values of a state; of the optimizer's only those that are not finite."""
+    """The values of a state by short names; of the optimizer's only the non-finite ones."""
     return [
         (re.sub(rf"^(model/\d+/({re.escape(state.model.name)}/)?|optimizer/\d+/)", "", name), value)
         for name, value in state.values().items()
@@ -241,14 +241,13 @@ def _readable(state: State) -> Values:
 
 
 def first_bad_line(state: State, step: Step, images: Any, labels: Any) -> str | None:
-    """The operation that first makes something non-finite, and the line of code it stands on.
+    """The first operation that makes a value non-finite, and its line of code.
 
-    None where TensorFlow's check finds none, or the line is not in this project. See
-    ``tf.debugging.enable_check_numerics``.
+    None if TensorFlow's check finds no operation. See ``tf.debugging.enable_check_numerics``.
     """
     tf.debugging.enable_check_numerics()
     try:
-        with silenced_stderr():  # the error is logged, too
+        with silenced_stderr():  # TensorFlow also logs the error
             step(state, tf.constant(images), tf.constant(labels))
     except tf.errors.InvalidArgumentError as error:
         operation = re.search(r'op "(\w+)"', str(error))
@@ -256,7 +255,7 @@ def first_bad_line(state: State, step: Step, images: Any, labels: Any) -> str | 
         ours = [frame for frame in frames if "site-packages" not in frame.filename]
         where = f"{ours[-1].filename}, line {ours[-1].lineno}: {ours[-1].line}"
         return f"{operation[1]} in {where}" if operation else where
-    except Exception:  # a step that keeps something outside the state need not run twice
+    except Exception:  # a step that keeps values outside the state may not run twice
         return None
     finally:
         tf.debugging.disable_check_numerics()

@@ -1,4 +1,4 @@
-"""The trained model that a user names: a run directory, or the mnist.h5 in it."""
+"""Finds the trained model that a user names: a run directory, or an mnist.h5."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from research.tools.load_experiment import EXPERIMENTS
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-    """Where a trained model stands, and the test set of its run.
+    """A trained model's file, and the data of its run.
 
     Attributes:
         h5: the file, which ``load_h5`` reads.
@@ -28,10 +28,10 @@ class TrainedModel:
 
 
 def find_model(run_or_h5: Path) -> TrainedModel:
-    """The model of a run directory, or the .h5 file itself, about whose data nothing is known.
+    """Finds the model of a run directory, or takes an .h5 file, whose data are unknown.
 
     Raises:
-        InputError: if a directory is not that of a run, or its run has not saved a model.
+        InputError: if a directory is not a run directory, or its run has not saved a model.
     """
     if not os.path.isdir(run_or_h5):
         return TrainedModel(run_or_h5)

@@ -1,4 +1,4 @@
-"""The verb ``verify``: proves that an experiment's step is sound, after it has been changed."""
+"""The verb ``verify``: proves that an experiment's step is sound."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from rich.text import Text
 class Verify:
     """Prove that an experiment's step is sound: compiled, reproducible, learning, resumable.
 
-    Run it after changing a step. The experiment itself is run, small, on a few examples; at the
-    end in processes of its own, which are killed at random moments and resumed. What stands
-    behind -- goes to the experiment: verify experiments/mixup.py -- --alpha 0.3
+    Run it after changing a step. It trains the experiment for a few steps on a few examples. Then
+    it runs the experiment in processes that it kills at random moments and resumes. Options behind
+    -- go to the experiment: verify experiments/mixup.py -- --alpha 0.3
     """
 
     experiment: Annotated[Path, tyro.conf.Positional] = EXPERIMENTS / "mnist_cnn.py"
     """The file of the experiment."""
     kills: int = 3
-    """Kill the experiment at so many random moments with SIGKILL; a tenth of them, and at least
-    one of two, hit a fork."""
+    """Kill the experiment at so many random moments with SIGKILL. A tenth of the kills, and at
+    least one of two, hit a fork."""
     stops: int = 2
-    """Stop it at so many by a signal after which it saves a checkpoint, such as SIGTERM."""
+    """Stop it at so many random moments by a signal that lets it save, such as SIGTERM."""
     full: bool = False
     """Kill the experiment at its own size, on 5,000 examples, instead of a small one."""
     only_kills: bool = False
-    """Leave out the checks that take place within one process."""
+    """Leave out the checks within one process."""
     seed: int = 0
     """Decides the random moments."""
     data: Path | None = None
@@ -49,7 +49,7 @@ class Verify:
     json: bool = False
     """Print JSON instead of a table."""
     options: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
-    """The experiment's own options: what stands behind --."""
+    """The experiment's own options, behind --."""
 
     def __post_init__(self) -> None:
         for name in ("kills", "stops"):
@@ -57,7 +57,7 @@ class Verify:
             require(name, value, value >= 0, "give 0 for none, or more")
 
     def run(self, screen: Screen) -> bool:
-        """Prints each check and whether it holds; says whether all do."""
+        """Prints each check and whether it holds; returns whether all hold."""
         say = (lambda line: None) if self.json else screen.say
         config_type = load_experiment(self.experiment).config
         given = [*(("--data", str(self.data)) if self.data else ()), *self.options]
@@ -97,7 +97,7 @@ class Verify:
         return all(check.holds for check in checks)
 
     def _to_be_killed(self, config: Config, given: list[str]) -> list[str]:
-        """Arguments for a run in which much happens within a few seconds, or at full size."""
+        """Arguments for a run with many events within a few seconds, or for one at full size."""
         if self.full:
             small = {"examples": 5000.0 + config.holdout}
             return with_options(given, small | shorter(config, epochs=1))
@@ -106,13 +106,13 @@ class Verify:
 
 
 def smaller(config: Config, batch_size: int) -> dict[str, float]:
-    """Options with which an experiment trains in seconds: 200 examples, and a narrow layer."""
+    """Options for an experiment of seconds: 200 examples, and a narrow dense layer."""
     options = {"examples": 200.0 + config.holdout, "batch_size": float(batch_size)}
     return options | ({"dense_width": 16.0} if hasattr(config, "dense_width") else {})
 
 
 def shorter(config: Config, epochs: float) -> dict[str, float]:
-    """Options for so many epochs; whatever else is counted in epochs is scaled likewise.
+    """Options for ``epochs`` epochs, with other options that count epochs scaled likewise.
 
     A warm-up, for instance, may not be longer than the training.
     """
@@ -125,10 +125,10 @@ def shorter(config: Config, epochs: float) -> dict[str, float]:
 
 
 def with_options(given: list[str], options: dict[str, float]) -> list[str]:
-    """The arguments given, and those options that they leave open.
+    """The given arguments, and the options that they do not name.
 
-    Whoever gives --batch-size 64 has the step tried on batches of 64. With --epochs, nothing
-    that is counted in epochs is scaled.
+    A given --batch-size 64, for instance, stays. If --epochs is given, options that count epochs
+    are not scaled.
     """
     named = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in given}
     words = [*given]

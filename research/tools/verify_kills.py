@@ -1,4 +1,4 @@
-"""The checks of ``verify`` that kill an experiment: does it end as if it had not been killed?"""
+"""The checks of ``verify`` that kill runs: each must end like an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 
 class FailedError(Exception):
-    """A run has not ended as it should. The message begins with what it did instead."""
+    """A run has ended wrongly. The message is a predicate, such as "ends with 1: ..."."""
 
 
 class DeadEndError(FailedError):
-    """A run that was killed can be neither resumed nor started again."""
+    """A killed run can be neither resumed nor started again."""
 
 
 def killed_and_resumed(
@@ -50,28 +50,28 @@ def killed_and_resumed(
     folder: Path,
     say: Callable[[str], None],
 ) -> Iterator[Check]:
-    """Runs an experiment, and forks of it, killing and resuming them, until killed often enough.
+    """Runs an experiment and forks of it, kills and resumes them, until all signals have landed.
 
-    After each kill it does what a user would: resume the run if its directory is there; if that
-    is refused, give the first command again. What a run has left at its end is compared with what
-    a run left that was never interrupted.
+    After each kill it does what a user would do: resume the run if its directory exists, and if the
+    resumption is refused, repeat the first command. The results of each run must equal those of an
+    uninterrupted run.
 
     Args:
-        experiment: its file.
-        arguments: its command line, without a directory.
-        config: the configuration that these arguments give.
-        kills: how many SIGKILLs; a tenth of them, and at least one of two, are for forks.
-        stops: how many signals that let the experiment save a checkpoint.
-        seed: decides the moments.
+        experiment: the experiment's file.
+        arguments: the experiment's command line, without a directory.
+        config: the configuration of these arguments.
+        kills: number of SIGKILLs; a tenth of them, and at least one of two, are for forks.
+        stops: number of signals that let the experiment save a checkpoint.
+        seed: decides the random moments.
         folder: an empty directory to work in.
-        say: is given a line about each run.
+        say: is called with a line about each run.
 
     Yields:
         A check about runs, and one about forks.
     """
     program, rng = Program(experiment, folder), random.Random(seed)
     of_forks = max(kills // 10, min(1, kills - 1), 0)
-    heeded = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]  # nohup ignores one
+    heeded = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]  # nohup ignores SIGHUP
     signals = [signal.SIGKILL] * (kills - of_forks) + rng.choices(heeded, k=stops)
     source = folder / "uninterrupted"
     name = "killed and resumed, ends as uninterrupted"
@@ -94,9 +94,9 @@ class Uninterrupted:
     """A run that was never interrupted.
 
     Attributes:
-        left: what it has left, see ``left_by``.
-        directory, checkpoint, end: seconds from its start until its directory was there, until
-            its first checkpoint was, and until its end.
+        left: its results, see ``left_by``.
+        directory, checkpoint, end: seconds from its start until its directory existed, until its
+            first checkpoint existed, and until its end.
     """
 
     left: dict[str, Any]
@@ -111,9 +111,9 @@ class Training:
 
     Attributes:
         arguments: its command line, without a directory.
-        whole: the run to compare it with.
+        whole: the uninterrupted run to compare it with.
         run: its directory.
-        after_first_kill: is called once.
+        after_first_kill: is called after the first kill.
     """
 
     arguments: Sequence[str]
@@ -123,10 +123,10 @@ class Training:
 
 
 def _forks(program: Program, source: Path, config: Config, folder: Path) -> Iterator[Training]:
-    """Forks of a finished run, which goes on itself when the fork has been killed.
+    """Forks of a finished run; the source run goes on after the first kill of its fork.
 
-    In turn they begin at the newest checkpoint, which is no longer the newest by then, and at one
-    that is named.
+    Forks begin in turn at the newest checkpoint, which is then no longer the newest, and at a named
+    one.
 
     Raises:
         FailedError: if an uninterrupted fork fails.
@@ -154,19 +154,19 @@ def _forks(program: Program, source: Path, config: Config, folder: Path) -> Iter
 def _go_on_if_possible(program: Program, arguments: Sequence[str]) -> None:
     process = program.start(arguments)
     process.join()
-    # With a learning rate that falls to zero at the end, a run can't be given more epochs.
+    # Status 2: a run whose schedule depends on the number of epochs refuses more epochs.
     if process.exitcode not in (0, 2):
         raise FailedError(f"fails when it goes on: {program.output()[-300:]}")
 
 
 class Killer:
-    """Kills runs, and remembers in the midst of what, and what was wrong afterwards.
+    """Kills runs, and remembers what each was doing and what was wrong afterwards.
 
     Args:
-        program: what to run.
-        signals: what to send; each one that lands is removed.
+        program: the experiment to run.
+        signals: the signals to send; each that lands is removed.
         rng: decides the moments.
-        say: is given a line about each run.
+        say: is called with a line about each run.
     """
 
     def __init__(
@@ -182,13 +182,13 @@ class Killer:
         self._seconds_to_stop: list[float] = []
         self._wrong: list[str] = []
         self._twice = itertools.cycle([False, True])
-        self._faster = 1.0  # how long a run takes now, as a share of the one to compare with
+        self._faster = 1.0  # the shortest run so far, as a share of the uninterrupted one
 
     def check(self, name: str, trainings: Iterator[Training]) -> Check:
         """Runs one training after another until all signals have landed, or gives up.
 
-        Gives up after twice as many runs as there are signals, and five more, and after the time
-        that five runs for each would take, and a minute more.
+        It gives up after 2 n + 5 runs for n signals, or after a minute and the time of 5 (n + 5)
+        uninterrupted runs.
         """
         asked, begun, runs = len(self._signals), time.monotonic(), 0
         seconds, limit = 0.0, np.inf
@@ -217,14 +217,14 @@ class Killer:
         return Check(name, not self._wrong and landed == asked, ". ".join(found))
 
     def _until_it_ends(self, training: Training) -> None:
-        """Starts a run, kills it, and does what a user would, until it ends by itself.
+        """Starts a run, kills it, and does what a user would do, until it ends by itself.
 
         Raises:
-            DeadEndError: if the run is refused whatever the user does.
-            FailedError: if it fails, or has left something else than the one to compare with.
+            DeadEndError: if the run can be neither resumed nor started again.
+            FailedError: if the run fails, or its results differ from the uninterrupted run's.
         """
         run, refused, kills = training.run, "", 0
-        most = self._rng.randint(1, 4)  # new runs are needed, too, to kill them at their creation
+        most = self._rng.randint(1, 4)  # few, since new runs must be killed, too
         while True:
             resume = os.path.lexists(run) and not refused
             again = [*training.arguments, "--run-dir", str(run)]
@@ -254,7 +254,7 @@ class Killer:
     def _run(
         self, arguments: Sequence[str], training: Training, which: signal.Signals | None
     ) -> int | None:
-        """Starts a process and sends it a signal; returns its exit status, None if that landed."""
+        """Starts a process and sends it a signal; returns its exit status, None if it landed."""
         run, begun = training.run, time.monotonic()
         process = self._program.start(arguments)
         log, sent = len(_read(run / "log.txt")), begun
@@ -290,12 +290,12 @@ class Killer:
         """Waits for the moment of the signal, or until the process has ended.
 
         The moments are spread evenly from the first instruction to the end. But half of the
-        processes that find no checkpoint are killed before they have made one: most of these soon
-        after the directory has appeared, often within milliseconds.
+        processes without a checkpoint are killed before they save one, most of them within
+        milliseconds after their directory appears.
         """
         run, whole, rng = training.run, training.whole, self._rng
         end = whole.end * self._faster
-        if which != signal.SIGKILL:  # earlier ones simply end the process
+        if which != signal.SIGKILL:  # an earlier one just ends the process
             process.join(rng.uniform(whole.directory, end))
         elif checkpoint_paths(run / "checkpoints") or rng.random() < 0.5:
             process.join(rng.uniform(0, end))
@@ -308,7 +308,7 @@ class Killer:
             process.join((whole.checkpoint - whole.directory) * rng.random() ** 3)
 
     def _lost(self, run: Path, said: str, which: signal.Signals, status: int) -> Iterator[str]:
-        """What a run that was stopped has lost."""
+        """Yields a message for each loss of a stopped run."""
         stopped = re.findall(r"Stopped by \w+ after (\d+) of", said)
         if stopped:
             saved = [step_of(path) for path in checkpoint_paths(run / "checkpoints")[:1]]
@@ -322,7 +322,7 @@ class Killer:
             yield f"{run.name} saved nothing after {which.name}"
 
     def _summary(self) -> str:
-        """How many signals there were, in the midst of what, and how long it took to stop."""
+        """The number of signals, what the runs were doing, and how long they took to stop."""
         sent = ", ".join(f"{n} {what}" for what, n in self._sent.items())
         during = ", ".join(f"{n} {what}" for what, n in sorted(self._during.items()))
         if not (stopped := sorted(self._seconds_to_stop)):
@@ -336,7 +336,7 @@ class Killer:
 
 
 class Program:
-    """Starts an experiment in a process of its own, into which all is imported already."""
+    """Starts an experiment in processes that have imported all modules already."""
 
     def __init__(self, experiment: Path, folder: Path) -> None:
         self._experiment, self._folder = experiment.resolve(), folder
@@ -345,11 +345,11 @@ class Program:
         modules = ["research.__main__", "research.experiment", __name__, *drawing]
         self._context.set_forkserver_preload(modules)
         first = self._context.Process(target=int)
-        first.start()  # waits until all is imported, so that no run has to
+        first.start()  # waits for the imports, so that no run has to
         first.join()
 
     def start(self, arguments: Sequence[str]) -> Any:
-        """A process that has just been started."""
+        """Starts a process and returns it."""
         words = (
             str(self._experiment),
             list(arguments),
@@ -361,10 +361,10 @@ class Program:
         return process
 
     def uninterrupted(self, arguments: Sequence[str], run: Path) -> Uninterrupted:
-        """Runs it to its end.
+        """Runs the experiment to its end.
 
         Raises:
-            FailedError: if it fails.
+            FailedError: if the run fails.
         """
         begun, directory, checkpoint = time.monotonic(), 0.0, 0.0
         process = self.start([*arguments, "--run-dir", str(run)])
@@ -381,7 +381,7 @@ class Program:
         return Uninterrupted(left_by(run), directory, checkpoint, end)
 
     def output(self) -> str:
-        """What the last process has printed, with short names of files in the folder."""
+        """The output of the last process, with short names for files in the folder."""
         text = (self._folder / "output").read_text(errors="replace")
         return text.replace(f"{self._folder}/", "").strip()
 
@@ -397,7 +397,7 @@ def _run_program(experiment: str, arguments: list[str], output: str, folder: str
 
 
 def _activity(run: Path, said: str) -> str:
-    """What a run was doing when it ended, from what it has left, and has put into its log."""
+    """What a run was doing when it ended, by its files and its log."""
     if not os.path.lexists(run):
         return "before the directory"
     if list((run / "checkpoints").glob(".partial-*")):
@@ -406,7 +406,7 @@ def _activity(run: Path, said: str) -> str:
         return "starting" if checkpoint_paths(run / "checkpoints") else "creating the directory"
     if "Training finished" in said:
         return "exporting"
-    # After an epoch there is one line before its validation, and another after.
+    # A line "step" precedes each validation, and a line "validation" follows it.
     lines = re.findall(r"^epoch \S+  (step|validation) ", said, re.MULTILINE)
     return "validating" if lines[-1:] == ["step"] else "training"
 
@@ -416,7 +416,7 @@ def _read(path: Path) -> str:
 
 
 def left_by(run: Path) -> dict[str, Any]:
-    """What a finished run has left, without the times in it."""
+    """The results of a finished run, without times."""
     newest = checkpoint_paths(run / "checkpoints")[0]
     with safe_open(newest, "numpy") as file:
         about = json.loads(file.metadata()["about"])
@@ -439,7 +439,7 @@ def left_by(run: Path) -> dict[str, Any]:
 
 
 def _difference(name: str, expected: Any, found: Any) -> str:
-    """Where something that a run has left is another than expected."""
+    """Describes how a result differs from the expected one."""
     if isinstance(expected, dict):
         keys = [k for k in expected | found if expected.get(k) != found.get(k)]
         pairs = [f"{key} {expected.get(key)} is {found.get(key)}"[:100] for key in keys]

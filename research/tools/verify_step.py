@@ -1,4 +1,4 @@
-"""The checks of ``verify`` that take place within one process: is a step sound?"""
+"""The checks of ``verify`` within one process: is the step sound?"""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-STEPS = 16  # with the usual 200 examples in batches of 16, an epoch has 13 of them
+STEPS = 16  # 200 examples in batches of 16 are 13 steps per epoch
 FIXED_BATCH_STEPS = 40
 
 KEEP = "make it in build, and hand it over in State.extra"
@@ -36,16 +36,16 @@ FROZEN = (
 def step_is_sound(
     experiment: Path, arguments: Sequence[str], split: Split, say: Callable[[str], None]
 ) -> Iterator[Check]:
-    """Trains an experiment for a few steps in several ways, and compares what comes out.
+    """Trains an experiment for a few steps in several ways and compares the results.
 
     Args:
-        experiment: its file.
-        arguments: its command line, which makes it small.
+        experiment: the experiment's file.
+        arguments: the experiment's command line, which makes it small.
         split: the training set, before examples are held out.
-        say: is given a line about each check.
+        say: is called with a line about each check.
 
     Yields:
-        The checks; those that can't be made after one has failed are left out.
+        The checks; a failed check leaves out those that depend on it.
 
     Raises:
         InputError: if the experiment's Config or ``build`` refuses the arguments.
@@ -66,18 +66,18 @@ def step_is_sound(
 
 
 class Outcome(NamedTuple):
-    """What one step has returned, and the values of all variables after it, by name."""
+    """The values that one step returned, and all variables after it, by name."""
 
     returned: Arrays
     variables: Arrays
 
 
 class Trial:
-    """An experiment loaded afresh and built small, so that nothing is left of an earlier one.
+    """A small experiment, loaded afresh, so that it shares no state with an earlier one.
 
     Args:
         experiment, arguments, split: see ``step_is_sound``.
-        one_batch: train on the same batch in each step.
+        one_batch: whether each step trains on the same batch.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Trial:
             seed = config.seed if config.holdout_seed is None else config.holdout_seed
             split, _ = hold_out(split, config.holdout, seed)
         least = FIXED_BATCH_STEPS if one_batch else 2 * STEPS
-        # Never fewer epochs: a warm-up, for instance, may not be longer than the training.
+        # max: a warm-up, for instance, may not be longer than the training.
         plan = Plan(len(split), config.batch_size, config.epochs)
         epochs = max(config.epochs, least / plan.steps_per_epoch)
         self.config, self.split = dataclasses.replace(config, epochs=epochs), split
@@ -108,14 +108,14 @@ class Trial:
         return self.experiment.step(*arguments)
 
     def reports(self, **options: Any) -> Iterator[Any]:
-        """What ``train`` yields, of the epochs and batches that ``build`` has been told of."""
+        """The reports of ``train``, with the plan that ``build`` was given."""
         epochs, batch_size = self.config.epochs, self.config.batch_size
         chosen: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size}
         chosen |= {"indices": self.experiment.indices, "report_every": 1000} | options
         return train(self.state, self._counted, self.split, **chosen)
 
     def train(self, until: int, **options: Any) -> Arrays:
-        """Trains; returns all variables. The history of the last reports is kept."""
+        """Trains and returns all variables; ``self.history`` then holds each step's scalars."""
         self.history = {}
         for report in self.reports(until=until, **options):
             for name, row in report.history.items():
@@ -123,11 +123,11 @@ class Trial:
         return self.state.values()
 
     def each_step(self, reports: Iterator[Any], starts: Iterable[Arrays] = ()) -> Iterator[Outcome]:
-        """What comes out of each of ``STEPS`` steps.
+        """Yields the outcome of each of ``STEPS`` steps.
 
         Args:
-            reports: come after every step.
-            starts: the states to begin with; without them each step begins where the last ended.
+            reports: reports after every step.
+            starts: the states before the steps; without them each step begins where the last ended.
         """
         for start in itertools.islice(itertools.chain(starts, itertools.repeat(None)), STEPS):
             if start is not None:
@@ -140,7 +140,7 @@ class Trial:
 
 
 def _checks(trial: Callable[..., Trial]) -> Iterator[Check]:
-    """The checks themselves; ``trial`` makes a Trial."""
+    """Yields the checks; ``trial`` makes a ``Trial``."""
     first = trial()
     before = first.state.values()
     reference = first.train(STEPS)
@@ -164,7 +164,7 @@ def _checks(trial: Callable[..., Trial]) -> Iterator[Check]:
     if replicas > 1:
         yield Check("compiled equals eager", True, "not tried: eager replicas can't communicate")
     else:
-        # By the same compiled step: whatever is frozen in one is the same here.
+        # The control uses the same compiled step, with the same frozen values.
         model, rng = one_by_one.state.model, np.random.default_rng(0)
         changed = [_with_other_last_bits(start, model, rng) for start in starts]
         control = one_by_one.each_step(reports, changed)
@@ -176,7 +176,7 @@ def _checks(trial: Callable[..., Trial]) -> Iterator[Check]:
     found = "it draws random numbers that state.random_seed does not decide"
     yield Check("gives the same bits again", same, "" if same else found)
     if not same:
-        return  # nothing can be told by comparing bits
+        return  # the checks below compare bits
 
     found = "it depends on Python values that change between two calls"
     yield Check("independent of steps per call", alike, "" if alike else found)
@@ -199,7 +199,7 @@ def _checks(trial: Callable[..., Trial]) -> Iterator[Check]:
 
 
 def _equal(a: Arrays, b: Arrays) -> bool:
-    # By position: Keras numbers its names when several models are built in a process.
+    # By position: names differ, since Keras numbers them when a process builds several models.
     pairs = zip(a.values(), b.values(), strict=True)
     return all(np.array_equal(x, y, equal_nan=True) for x, y in pairs)
 
@@ -213,18 +213,18 @@ def _differs_from_eager(
     control: Iterable[Outcome],
     eager: Trial,
 ) -> str:
-    """How eager steps differ from compiled ones, each step from the same state; "" if they don't.
+    """How eager steps differ from compiled ones, each from the same state; "" if they don't.
 
-    They may differ by rounding, since their sums are in another order: each array by 1e-5 of its
-    Euclidean norm (a variable, of that of its change), or by ten times what rounding changes in
-    it at most. The latter counts for an array that is nothing but rounding, as the gradient of a
-    bias before a normalization is.
+    Their sums have another order, so each array may differ by 1e-5 of its Euclidean norm (for a
+    variable, of the norm of its change) plus ten times the largest effect of rounding. The second
+    term is for arrays that are nothing but rounding, such as the gradient of a bias before a
+    normalization.
 
     Args:
         starts: the state before each step.
-        compiled: what comes out of the compiled steps.
-        control: the same, where the weights had other last bits.
-        eager: is to run eagerly.
+        compiled: the outcomes of the compiled steps.
+        control: the outcomes of compiled steps from weights with other last bits.
+        eager: the trial that runs eagerly.
     """
     rounding: dict[str, float] = {}
     for outcome, other in zip(compiled, control, strict=True):
@@ -246,7 +246,7 @@ def _differs_from_eager(
 
 
 def _with_other_last_bits(values: Arrays, model: Any, rng: np.random.Generator) -> Arrays:
-    """The values of a state whose model's weights differ by a millionth, in float16 by 1%."""
+    """A state's values with the model's weights changed by 1e-6, or 1% if not in float32."""
     size = 1e-6 if model.compute_dtype == "float32" else 1e-2
     return {
         name: (value * (1 + rng.uniform(-size, size, value.shape))).astype(value.dtype)
@@ -259,7 +259,7 @@ def _with_other_last_bits(values: Arrays, model: Any, rng: np.random.Generator) 
 def _distances(
     one: Outcome, other: Outcome
 ) -> Iterator[tuple[str, npt.NDArray[np.float64], float]]:
-    """For each array its name, its values in ``one``, and how far those in ``other`` are away."""
+    """Yields each array's name, its values in ``one``, and its Euclidean distance in ``other``."""
     if len(one.returned) != len(other.returned):
         yield "the number of values that the step returns", np.zeros(1), np.inf
         return
@@ -269,13 +269,13 @@ def _distances(
         if a.shape != b.shape:
             yield name, np.asarray(a, np.float64), np.inf
         else:
-            differ = a != b  # infinity minus infinity is no distance
+            differ = a != b  # infinity minus infinity would be NaN
             distance = np.linalg.norm(a[differ].astype(float) - b[differ].astype(float))
             yield name, np.asarray(a, np.float64), float(distance)
 
 
 def _python_values(trial: Trial) -> dict[str, Any]:
-    """What the experiment's file, its step and its layers keep in Python values, by name."""
+    """The Python values that the experiment's file, its step and its layers hold, by name."""
     step, model = trial.experiment.step, trial.state.model
     names = getattr(step, "__globals__", {})
     holders = {"": names, "step.": getattr(step, "__dict__", {}), "model.": vars(model)}
@@ -289,7 +289,7 @@ def _python_values(trial: Trial) -> dict[str, Any]:
 
 
 def _plain(value: Any, module: str | None, depth: int = 4) -> Any:
-    """The numbers and strings in a value, and in objects of the experiment's own classes."""
+    """The numbers and strings in a value, also in objects of the experiment's own classes."""
     if isinstance(value, bool | int | float | str | itertools.count):
         return repr(value)
     kind = value if isinstance(value, type) else type(value)
