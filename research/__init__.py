@@ -1,7 +1,7 @@
 """A convolutional network learns MNIST through a training loop that is yours to change.
 
-Import this package before TensorFlow: it then chooses how TensorFlow computes, and keeps the lines
-that TensorFlow writes while it is imported off the screen, for the run's log.
+Import this package before TensorFlow: it then sets the flags that TensorFlow reads once, and keeps
+TensorFlow's start-up messages off the screen, for the run's log.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from research.stderr import (
     show_error,
 )
 
-# When the program began, as time.monotonic() counts, but for the start of Python itself.
+# The time.monotonic() at which the program began, without the start of Python itself.
 BEGUN = time.monotonic()
 
 
 def _choose_temporary_directory() -> None:
-    """TensorFlow can't be imported without one: where the usual ones fail, takes memory."""
+    """TensorFlow's import needs a temporary directory: takes one in memory if all others fail."""
     try:
         tempfile.gettempdir()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The verbs that work on what was trained: ``python -m research --help``."""
+"""The verbs of ``python -m research``, for experiments, runs and trained networks."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ import tyro
 
 
 def main() -> None:
-    """Runs one verb; exits with one line of explanation and status 2 after bad input.
+    """Runs one verb and exits: with status 2 and one line of explanation after bad input.
 
-    Where a file or the answer can't be written the status is 1.
+    The status is 1 if a file or the answer can't be written, or the verb reports a failure.
     """
     status, message = 0, ""
     with Screen() as screen:
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def divide(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
-    """The words for a verb, and those behind ``--``, which ``verify`` hands to the experiment."""
+    """The words for a verb, and the words behind ``--``, which ``verify`` gives its experiment."""
     if words[:1] != ["verify"] or "--" not in words:
         return words, ()
     place = words.index("--")

@@ -23,7 +23,7 @@ import tyro
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Options that every experiment has. An experiment's own Config adds to them.
+    """The options that every experiment has. An experiment's own Config adds to them.
 
     Raises:
         InputError: on construction, if a value or a combination of values is impossible.
@@ -36,9 +36,9 @@ class Config:
     learning_rate: float = 1.0
     """Learning rate of Adadelta; with a schedule, the highest."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate goes on after the warm-up: as it is, or down to zero at the end."""
+    """The learning rate after the warm-up: constant, or falling to zero at the end."""
     warmup_epochs: float = 0.0
-    """The learning rate rises linearly for so many epochs, fractions allowed."""
+    """Epochs over which the learning rate rises linearly at the start, fractions allowed."""
     clip_norm: float | None = None
     """Scale gradients with a larger global norm down to this norm."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
@@ -50,33 +50,33 @@ class Config:
     steps_per_call: int = 10
     """Steps in one call of the compiled function; changes speed, never the result."""
     log_every: int = 20
-    """Write metrics and update the progress bar every so many steps."""
+    """Steps between two records of the metrics and updates of the progress bar."""
     checkpoint_every: str = "60s"
     """Steps (500), seconds (60s), minutes (5m), or two of them (500,5m) between checkpoints."""
     keep_checkpoints: int = 3
-    """Keep the newest so many checkpoints; with held-out examples, the best one too."""
+    """Number of newest checkpoints to keep; with held-out examples, the best one is kept, too."""
     profile: tuple[int, int] | None = None
-    """Profile the steps from one to another (100 120), for TensorBoard's Profile dashboard."""
+    """First and last step to profile (100 120), for TensorBoard's Profile dashboard."""
     eager: bool = False
     """Run the step eagerly, for a debugger; slower."""
     data: Path | None = None
     """A Keras-style .npz or a folder of IDX files, gzipped or not. Default: MNIST."""
     holdout: int = 0
-    """Hold out so many training examples, validate on them, and leave the test set alone."""
+    """Number of training examples to hold out and validate on, instead of the test set."""
     holdout_seed: int | None = None
     """Decides which examples are held out. Default: the seed."""
     test: bool = False
-    """With held-out examples: evaluate on the test set, too, at the end."""
+    """With held-out examples: evaluate at the end on the test set, too."""
     select_by: str = "highest accuracy"
-    """With held-out examples, which validation is best: highest or lowest, and a figure's name."""
+    """With held-out examples: the best validation has the highest or lowest value of a figure."""
     patience: int | None = None
-    """With held-out examples: end when so many validations were no better; export the best."""
+    """With held-out examples: end after so many validations without a new best; export the best."""
     examples: int | None = None
-    """Quick mode: train and evaluate on the first so many examples."""
+    """Quick mode: number of first examples to train and evaluate on."""
     run_dir: Path | None = None
     """The directory to create for this run. Default: runs/EXPERIMENT/TIME-SEED."""
     resume: Path | None = None
-    """Go on with the run in this directory, with its own options, as if it had never stopped."""
+    """Resume the run in this directory, with its own options, as if it had never stopped."""
     fork: Path | None = None
     """Start a new run from a checkpoint of the run in this directory, with its options."""
     at_step: int | None = None
@@ -91,7 +91,7 @@ class Config:
         require("epochs", epochs, positive, "give a number above 0, such as 12 or 1.5")
         for name in ("learning_rate", "clip_norm"):
             value = getattr(self, name)
-            # With smaller or larger ones what is computed of them is 0 or infinity in float32.
+            # Outside this range, products of these values become 0 or infinity in float32.
             valid = value is None or 1e-20 <= value <= 1e30
             require(name, value, valid, "give a number above 0, from 1e-20 to 1e30")
         for name in ("seed", "holdout_seed"):
@@ -124,13 +124,13 @@ class Config:
 
     @property
     def selection(self) -> tuple[str, int]:
-        """The figure by which the best validation is known; 1 for the highest, -1 the lowest."""
+        """The figure that makes a validation best, and 1 for the highest value, -1 for the lowest."""
         highest_or_lowest, _, figure = self.select_by.partition(" ")
         return figure, 1 if highest_or_lowest == "highest" else -1
 
     @property
     def checkpoint_interval(self) -> tuple[int | None, float | None]:
-        """Steps and seconds between two checkpoints; None where it is not to be counted in them."""
+        """Steps and seconds between two checkpoints; None for a unit that is not given."""
         found = self._intervals() or {}
         minutes, seconds = found.get("m"), found.get("s")
         if minutes is not None:
@@ -147,10 +147,10 @@ class Config:
 
 
 def require(field: str, value: object, holds: bool, remedy: str) -> None:
-    """Refuses the value of a field of a Config.
+    """Refuses the value of a Config's field unless ``holds``.
 
     Raises:
-        InputError: naming the option and its value, unless ``holds``.
+        InputError: with the option, its value and the remedy.
     """
     if not holds:
         raise InputError(f"--{field.replace('_', '-')} {value}: {remedy}")
@@ -158,13 +158,13 @@ def require(field: str, value: object, holds: bool, remedy: str) -> None:
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
-# What may be changed when a run is resumed: it decides how long, how fast or how visibly the run
-# goes on, and nothing that has been computed so far.
+# The options that a resumed run may change. They decide how long, how fast or how visibly the run
+# goes on, and none of the results so far.
 _FREE_ON_RESUME = frozenset(
     {
         *("epochs", "steps_per_call", "log_every", "checkpoint_every", "keep_checkpoints"),
         *("patience", "test", "profile", "eager"),
-        "data",  # of data that are elsewhere now, the digest is compared
+        "data",  # the path may change; the digest of the data may not
     }
 )
 
@@ -175,15 +175,15 @@ def parse(
     description: str | None = None,
     experiment: str | None = None,
 ) -> AnyConfig:
-    """The configuration that the command line gives.
+    """Parses the command line.
 
-    With ``--resume`` or ``--fork``, what it leaves open is as in the run that is named.
+    With ``--resume`` or ``--fork``, options that are not given have the values of the named run.
 
     Args:
         config_type: a frozen dataclass; each field is an option, each field's docstring its help.
         arguments: the words after the program's name; None takes those of this process.
-        description: stands above the options in the text of ``--help``.
-        experiment: the experiment's name, which a run that is resumed or forked must have.
+        description: the text above the options in ``--help``.
+        experiment: the experiment's name; a resumed or forked run must be a run of it.
 
     Raises:
         InputError: for an unknown option or an impossible value.
@@ -203,10 +203,10 @@ def parse(
 
 
 def require_working_directory() -> None:
-    """Refuses to work where the working directory has been deleted.
+    """Refuses to work if the working directory has been deleted.
 
     Raises:
-        InputError: if there is none.
+        InputError: if it can't be used.
     """
     try:
         Path.cwd()
@@ -217,7 +217,7 @@ def require_working_directory() -> None:
 
 
 def _refuse_paths_that_are_not_utf8(config: Config) -> None:
-    """Refuses paths that TensorFlow, which takes UTF-8, would take for others, or not at all."""
+    """Refuses paths that are not UTF-8: TensorFlow would use others, or fail."""
     fields = {f"--{k.replace('_', '-')}": v for k, v in vars(config).items()}
     for name, path in (fields | {"the working directory": Path.cwd()}).items():
         try:
@@ -232,14 +232,14 @@ def _refuse_paths_that_are_not_utf8(config: Config) -> None:
 
 
 def config_as_json(config: Config) -> dict[str, Any]:
-    """The fields of a configuration, as JSON can hold them; paths are made absolute."""
+    """The fields of a configuration as JSON values; paths become absolute."""
     fields = dataclasses.asdict(config)
-    del fields["resume"]  # a run that is resumed stays the run that it is
+    del fields["resume"]  # a resumed run stays the same run
     return {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in fields.items()}
 
 
 def decisive_options(config: Config) -> dict[str, Any]:
-    """The options that decide what a run computes, and that never change in its course."""
+    """The options that decide the results of a run; a resumed run can't change them."""
     fields = config_as_json(config)
     for name in (*_FREE_ON_RESUME, "run_dir", "fork", "at_step"):
         del fields[name]
@@ -259,10 +259,10 @@ def config_from_json(config_type: type[AnyConfig], fields: Mapping[str, Any]) ->
 
 
 def _typed(value: Any, hint: Any) -> Any:
-    """A value from JSON as the type of a field wants it.
+    """Converts a value from JSON to the type of a field.
 
     Raises:
-        ValueError: if it is of another type.
+        ValueError: if the value has another type.
     """
     kind, arguments = typing.get_origin(hint), typing.get_args(hint)
     if kind is Literal and value in arguments:
@@ -274,7 +274,7 @@ def _typed(value: Any, hint: Any) -> Any:
             with contextlib.suppress(ValueError):
                 return _typed(value, one)
     if hint is Path and isinstance(value, str) and "\0" not in value:
-        os.fsencode(value)  # raises where no file can have this name
+        os.fsencode(value)  # raises if no file can have this name
         return Path(value)
     if hint is float and type(value) is int:
         return float(value)
@@ -317,7 +317,7 @@ def _of_named_run(
 
 
 def _refuse_changes(before: Config, config: Config) -> None:
-    """Refuses what may not be changed in the middle of a run."""
+    """Refuses changes of options that a resumed run must keep."""
     for field in dataclasses.fields(config):
         old, new = getattr(before, field.name), getattr(config, field.name)
         if isinstance(old, Path) and isinstance(new, Path):
@@ -337,7 +337,7 @@ def _refuse_changes(before: Config, config: Config) -> None:
 
 @contextlib.contextmanager
 def parse_errors_in_one_line() -> Iterator[None]:
-    """Turns what tyro prints in a box before it exits into an InputError of one line."""
+    """Turns tyro's boxed error message and exit into an InputError of one line."""
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -349,7 +349,7 @@ def parse_errors_in_one_line() -> Iterator[None]:
 
 
 def _unboxed(box: str) -> str:
-    # The box is drawn with lines, or where the terminal's encoding has none, with | and -.
+    # tyro draws the box with lines, or with | and - if the encoding has no lines.
     lines = [line.strip("│| ") for line in box.splitlines() if line[:1] in ("│", "|")]
     message, *rest = re.split(r" ?(?:─{3,}|-{3,}) ?", " ".join(lines))
     message = re.sub(r"^Error parsing (?:[A-Z]\w*: )?", "", message).rstrip(". ")

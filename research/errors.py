@@ -1,4 +1,4 @@
-"""The errors that speak to the user rather than to the programmer."""
+"""Errors with messages for the user, and messages for errors in an experiment."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-# A line of a traceback, as Python prints it and as TensorFlow puts it into its messages.
+# A frame in a traceback, as Python and TensorFlow's messages print it.
 _FRAME = re.compile(r'^ *File "(?P<file>.+)", line (?P<line>\d+), in (?P<function>\S+).*', re.M)
-# What TensorFlow's messages hold beside the message: frames with their lines of source, headings,
-# names of nodes and operations, and marks below columns.
+# The parts of TensorFlow's messages that are not the message itself: frames with their lines of
+# source, headings, names of nodes and operations, and marks below columns.
 _MACHINERY = re.compile(
     r'^ *File ".+", line \d+, in .*\n.*\n'
     r"|^(in user code:|Graph execution error:|Detected at node .*|<stack traces unavailable>)$"
@@ -28,7 +28,7 @@ _MOST_LINES = 6
 
 
 class InputError(ValueError):
-    """Something the user gave can't be used: an option, a file, a data set.
+    """An option, a file or a data set that the user gave can't be used.
 
     The message is one line that names the value, the reason and the remedy. Commands print it
     after ``error:`` and exit with status 2; nothing has been written by then.
@@ -42,22 +42,21 @@ class NonFiniteError(ArithmeticError):
 class StorageError(OSError):
     """A file of a run can't be written: no space left, a limit, a failing disk.
 
-    The message is one line with the file, the reason and the remedy. What was on the disk before
-    is intact.
+    The message is one line with the file, the reason and the remedy. Earlier files are intact.
     """
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, on one line; the name of its kind where it says nothing."""
+    """An error's message on one line; its type's name if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def in_few_lines(error: BaseException, step: Callable[..., Any]) -> str:
-    """An error in an experiment: the line of the experiment's code, and the message.
+    """An error in an experiment in a few lines: the line of the experiment's code, and the message.
 
     Args:
-        error: may come from TensorFlow, in whose traceback the experiment's frames are hidden.
-        step: is named where the error is about what the step returns, and not about one line.
+        error: the error; TensorFlow's traceback may hide the experiment's frames.
+        step: the experiment's step, which is named if the error has no line in the experiment.
     """
     frames = list(_FRAME.finditer("".join(traceback.format_exception(error))))
     own = [f for f in frames if _is_the_users(f["file"]) and f["function"] != "<module>"]

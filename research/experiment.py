@@ -1,4 +1,4 @@
-"""The experiment as one record, and its main program: short enough to read at once, and to copy."""
+"""The experiment as one record, and its main program."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What is trained, and how: every verb works on this record, and none reaches round it.
+    """An experiment, as a record of functions. Every verb works on this record.
 
     Attributes:
-        config: a dataclass, the command line.
+        config: a frozen dataclass, whose fields are the command line's options.
         build: a function (config, plan) -> State, called within the strategy's scope.
-        step: see ``research.training.train.train``.
-        judged: which model is validated, exported and compared: the one that is trained, or
-            another in the state, such as an average of its weights.
-        figures: further figures of the model that is judged: a function (state, split, the
-            model's probabilities [N, 10] on the split) -> {name: tensor}. Scalars are figures;
-            images and vectors are shown in TensorBoard.
+        step: one training step, see ``research.training.train.train``.
+        judged: a function state -> the model that is validated and exported: the trained model, or
+            another one in the state, such as an average of the weights.
+        figures: a function (state, split, the judged model's probabilities [N, 10] on the split) ->
+            {name: tensor}. Its scalars are further figures; TensorBoard shows its images and
+            vectors.
         indices: decides which examples make a batch, see ``research.training.train.train``.
-        loop: what happens between two reports, see ``research.loop.loop``.
+        loop: the loop over reports, see ``research.loop.loop``.
     """
 
     config: type[Config]
@@ -89,26 +89,26 @@ class Experiment:
 def main(experiment: Experiment) -> NoReturn:
     """Runs an experiment from its command line to its figures, and exits.
 
-    The file that is run is the experiment's, and its docstring the text of ``--help``.
+    The program's file is the experiment's file; its docstring is the text of ``--help``.
 
     Raises:
-        SystemExit: status 0 when all is done; 2 after bad input, with one line that says what and
-            why; 1 after a non-finite value, an error in the experiment, or where a file can't be
-            written; 128 and the signal's number after one of ``research.signals.SIGNALS``, when a
-            checkpoint has been saved.
+        SystemExit: with status 0 when the run has finished; 2 after bad input, with one line of
+            explanation; 1 after a non-finite value, an error in the experiment, or if a file can't
+            be written; 128 plus the signal's number after one of ``research.signals.SIGNALS``, when
+            a checkpoint has been saved.
     """
     sys.exit(run(experiment))
 
 
 def run(experiment: Experiment, arguments: list[str] | None = None) -> int:
-    """What ``main`` does, for a program that goes on afterwards: returns the exit status.
+    """Does the work of ``main`` and returns the exit status, for a program that goes on.
 
     Args:
-        experiment: what is trained.
+        experiment: the experiment to run.
         arguments: the words after the program's name; None takes those of this process.
     """
     status, message = 0, ""
-    start_up = StartUp(BEGUN)  # of a second experiment in one process it tells too much
+    start_up = StartUp(BEGUN)  # too long for a second run in one process
     start_up.done("importing")
     program = sys.modules["__main__"]
     file = Path(getattr(program, "__file__", None) or inspect.getfile(experiment.build))
@@ -146,7 +146,7 @@ def run(experiment: Experiment, arguments: list[str] | None = None) -> int:
 def train_and_judge(
     experiment: Experiment, config: Config, file: Path, screen: Screen, start_up: StartUp
 ) -> int:
-    """Trains, saves and evaluates; returns the exit status, 0 where all of it is done."""
+    """Trains, exports and evaluates; returns the exit status, 0 if the run has finished."""
     if config.resume is None:
         refuse_existing(config.run_dir)
     strategy = make_strategy(config.strategy, config.batch_size)
@@ -213,7 +213,7 @@ def train_in_loop(
     screen: Screen,
     start_up: StartUp,
 ) -> None:
-    """Trains from where the run stands, in the experiment's loop, until that ends or a signal."""
+    """Trains in the experiment's loop, until the loop ends or a signal comes."""
     config, start = run.start.config, run.start.at
     with stop.leaving():
         reports = train(
@@ -243,10 +243,10 @@ def train_in_loop(
 
 
 def load(config: Config, screen: Screen) -> tuple[Dataset, Split, Split]:
-    """The data that the configuration asks for: all of it, what to train on, what to validate on.
+    """Loads the data: the whole set, the split to train on, and the split to validate on.
 
-    As in the well-known Keras script the test set is what is validated on, and nothing is
-    selected by it; with a held-out split the test set is left alone.
+    Without ``--holdout`` validation uses the test set, as the well-known Keras script does, and
+    selects nothing by it.
     """
     data = load_mnist(screen.say) if config.data is None else read_dataset(config.data)
     data = data.first(config.examples)
@@ -260,7 +260,7 @@ def load(config: Config, screen: Screen) -> tuple[Dataset, Split, Split]:
 
 
 def refuse_what_does_not_fit(config: Config, plan: Plan, screen: Screen) -> None:
-    """Refuses options that the data, or the machine, show to be impossible."""
+    """Refuses options that don't fit the data; warns of one that the machine emulates."""
     if config.profile is not None:
         first, last = config.profile
         within = f"the run has {plan.steps} steps; give two of them"
@@ -277,9 +277,9 @@ def finish(
     run: Run,
     screen: Screen,
 ) -> None:
-    """Saves mnist.h5 and evaluates it: on held-out examples, or where there are none on the test.
+    """Exports mnist.h5 and evaluates it, on held-out examples if there are any, or the test set.
 
-    With ``--patience`` these are the weights of the best validation.
+    With ``--patience`` the weights of the best validation are exported.
     """
     config, step = run.start.config, int(state.step.numpy())
     if config.patience is not None and (at := run.checkpoints.best(state)) is not None:

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files: atomic writing, safe reading, digests, and errors with remedies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SEAL = "sha256"
 
 # The most that read_json reads, in bytes. A few kilobytes are usual.
 LARGEST_JSON = 16 << 20
-# What to do about an error of the operating system.
+# The remedies for errors of the operating system.
 _REMEDIES = {
     os.strerror(number): remedy
     for numbers, remedy in (
@@ -37,16 +37,16 @@ _REMEDIES = {
 
 @contextlib.contextmanager
 def replaced_atomically(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; the file or directory made there takes its place.
+    """Yields a temporary path beside ``path``; the file or directory made there replaces ``path``.
 
-    The bytes are flushed to the disk before the rename, so that a reader, or a crash at any
-    instant, sees the old file or the new one and never a part. If the body raises, the
-    temporary file is removed and ``path`` stays as it was.
+    The bytes are flushed to the disk before the rename, so that readers, also after a crash, see
+    the old file or the new one and never a part. If the body raises, the temporary file is removed
+    and ``path`` is unchanged.
 
     Args:
-        path: the file to create or to replace; its folder must exist. The temporary path keeps
-            its ending, from which Keras and NumPy choose the format, and nothing else of its
-            name, so that TensorBoard does not take it for an event file.
+        path: the file to create or to replace; its folder must exist. The temporary path keeps the
+            ending, from which Keras and NumPy choose the format, but not the name, so that
+            TensorBoard does not take it for an event file.
     """
     partial = path.with_name(f"{_PARTIAL}{os.getpid()}{path.suffix}")
     try:
@@ -61,7 +61,7 @@ def replaced_atomically(path: Path) -> Iterator[Path]:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Removes what a process that was killed within ``replaced_atomically`` has left behind."""
+    """Removes temporary files of processes that were killed within ``replaced_atomically``."""
     for path in list(folder.rglob(f"{_PARTIAL}*")):
         _remove(path)
 
@@ -75,11 +75,11 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def storage_errors(path: Path, *others: type[Exception]) -> Iterator[None]:
-    """Turns what goes wrong while ``path`` is written into a StorageError.
+    """Turns errors while ``path`` is written into a StorageError.
 
     Args:
-        path: is named in the message.
-        others: what else than OSError means that it can't be written.
+        path: the path that the message names.
+        others: further types of errors, beside OSError, that mean a failed write.
     """
     kinds: tuple[type[Exception], ...] = (OSError, *others)
     try:
@@ -93,7 +93,7 @@ def storage_errors(path: Path, *others: type[Exception]) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The operating system's word for an error, which libraries put into their messages."""
+    """The operating system's text for an error; libraries have it in their messages."""
     if number := getattr(error, "errno", None):
         return os.strerror(number)
     message = one_line(error)
@@ -102,7 +102,7 @@ def _reason(error: Exception) -> str:
 
 
 def sync(path: Path) -> None:
-    """Has the operating system put a file, or a folder's list of names, on the disk."""
+    """Flushes a file, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -117,7 +117,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Opens a regular file, or a link to one, for reading. Never waits and never opens a device.
+    """Opens a regular file, or a link to one, for reading. Never waits; opens no device.
 
     Raises:
         OSError: if the file can't be opened, or is a FIFO, a directory, a device or a socket;
@@ -125,7 +125,7 @@ def open_regular(path: Path) -> BinaryIO:
     """
     try:
         _refuse_irregular(path, path.stat().st_mode)
-        # The file may have been replaced since; O_NONBLOCK keeps a FIFO from waiting for a writer.
+        # The file may have been replaced; O_NONBLOCK keeps a FIFO from waiting for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except ValueError as error:  # NUL or a lone surrogate in the name
         raise OSError(errno.EINVAL, one_line(error), str(path)) from error
@@ -158,11 +158,11 @@ def read_regular(path: Path, most: int) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Reads a JSON file.
 
     Raises:
-        OSError: if it can't be read, is no regular file, or is larger than ``LARGEST_JSON``.
-        ValueError: if it is not JSON, or nested too deeply.
+        OSError: if it can't be read, is not a regular file, or is larger than ``LARGEST_JSON``.
+        ValueError: if it is not JSON, or is nested too deeply.
     """
     try:
         return json.loads(read_regular(path, LARGEST_JSON))
@@ -171,16 +171,16 @@ def read_json(path: Path) -> Any:
 
 
 def write_sealed_json(path: Path, fields: Mapping[str, Any]) -> None:
-    """Writes JSON as ``write_json`` does, with a SHA-256 of all fields as the last of them."""
+    """Writes JSON as ``write_json`` does, with a SHA-256 of the fields as the last field."""
     write_json(path, dict(fields) | {_SEAL: _seal(fields)})
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
-    """The fields that ``write_sealed_json`` has written.
+    """Reads the fields that ``write_sealed_json`` has written.
 
     Raises:
         OSError: if the file can't be read.
-        ValueError: if it is not as it was written.
+        ValueError: if the file has been changed since.
     """
     fields = read_json(path)
     if not isinstance(fields, dict) or fields.pop(_SEAL, None) != _seal(fields):
@@ -193,10 +193,10 @@ def _seal(fields: Mapping[str, Any]) -> str:
 
 
 def is_regular(path: Path) -> bool:
-    """Whether there is a plain file: no link, no folder, nothing whose reading may never end.
+    """Whether ``path`` is a regular file: no link, folder, FIFO or device.
 
     Raises:
-        OSError: if that can't be seen.
+        OSError: if its status can't be read.
     """
     try:
         return stat.S_ISREG(path.lstat().st_mode)
@@ -205,7 +205,7 @@ def is_regular(path: Path) -> bool:
 
 
 def move_aside(path: Path) -> Path:
-    """Keeps what is damaged under another name, which says so and which no program looks for."""
+    """Renames a damaged file to ``<name>.damaged``, which no program reads; returns the path."""
     stem = path.name.partition(".")[0]
     numbers = itertools.count(2)
     aside = path.with_name(f"{stem}.damaged")

@@ -1,4 +1,4 @@
-"""The loop of an experiment: what happens between two reports on training."""
+"""The loop of an experiment over the reports on its training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def loop(training: Training) -> None:
-    """Records what is reported, validates after every epoch, and ends when patience is over."""
+    """Records each report, validates after each epoch, and ends training when patience is over."""
     for report in training:
         training.record(report)
         if report.epoch_ended:
@@ -30,25 +30,25 @@ def loop(training: Training) -> None:
 
 
 class Training:
-    """A training at work, as its loop sees it: an iterator over reports, and what to do with them.
+    """A training as its loop sees it: an iterator over reports, and methods to deal with them.
 
-    Going on to the next report saves a checkpoint where one is due; after a signal there is no
-    next one. A loop that breaks has ended its training, which is recorded. Since a run may be
-    killed at any point, what a loop decides by must be in the state or in ``validations``.
+    Taking the next report first saves a checkpoint if one is due. After a signal there is no next
+    report. A loop that breaks ends its training, and the end is recorded. A run may be killed at
+    any point, so a loop may decide only by the state and by ``validations``.
 
     Args:
-        experiment: what is trained.
+        experiment: the experiment.
         config: its options.
-        state: is changed as the loop goes on.
+        state: the state, which training changes.
         reports: from ``research.training.train.train``.
-        splits: what is trained on, and what is validated on.
-        run: where it is recorded; None for nowhere.
-        progress: where it is shown.
-        stop: a signal that has come.
+        splits: the split to train on and the split to validate on.
+        run: where the training is recorded; None for nowhere.
+        progress: where the training is shown.
+        stop: the request of a signal to stop.
 
     Attributes:
-        state, config: of the training.
-        wall_time: what it has been spent on.
+        state, config: as above.
+        wall_time: the time spent on each activity.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class Training:
 
     @property
     def validations(self) -> Sequence[Mapping[str, Any]]:
-        """What was recorded of each validation: ``step``, and every figure by name."""
+        """The recorded validations: for each ``step``, and every figure by name."""
         return self._run.recorder.validations if self._run else self._validations
 
     def __iter__(self) -> Iterator[Report]:
         if self._run and self._run.recorder.validation_due:
-            self.validate()  # a signal had interrupted it
+            self.validate()  # a signal interrupted it before the resumption
         if self.patience_over() or self._stop.is_set():
             return
         self.wall_time.switch("training")
@@ -91,7 +91,7 @@ class Training:
             self._last = report
             yield report
             self.wall_time.switch("checkpointing")
-            stopping = self._stop.is_set()  # asked once: it may be set between two lines
+            stopping = self._stop.is_set()  # read once: a signal may come between two lines
             if stopping or (self._run and self._run.checkpoints.due(report.step)):
                 self.save()
             if stopping:
@@ -99,14 +99,14 @@ class Training:
             self.wall_time.switch("training")
 
     def record(self, report: Report) -> None:
-        """Records a report, if one was due: the next covers what an early one has measured."""
+        """Records a report that was due. The next one covers the steps of an early one again."""
         if report.due and self._run:
             self._run.recorder.training(report, self.state, self._training, self.wall_time)
 
     def validate(self) -> None:
-        """Evaluates the model that is judged, on the validation split, and records what it finds.
+        """Evaluates the judged model on the validation split and records the figures.
 
-        A signal leaves it in the middle; a run that is resumed then begins with it.
+        If a signal interrupts this validation, the resumed run repeats it first.
         """
         step = int(self.state.step.numpy())
         self.wall_time.switch("validation")
@@ -125,7 +125,7 @@ class Training:
             self._progress.show_validation(step, found.figures)
 
     def patience_over(self) -> bool:
-        """Whether so many validations as ``--patience`` says were no better than one before."""
+        """Whether the last ``--patience`` validations were no better than an earlier one."""
         patience = self.config.patience
         return (
             patience is not None
@@ -133,7 +133,7 @@ class Training:
         )
 
     def save(self, ended: bool = False) -> None:
-        """Saves a checkpoint, unless that has just been done.
+        """Saves a checkpoint, unless the newest one already holds the same.
 
         Args:
             ended: whether the loop has ended training before all steps were done.

@@ -1,8 +1,8 @@
-"""Randomness as a function of (seed, name, step), never as hidden state.
+"""Random seeds as a pure function of (seed, name, step).
 
-Every random number in training comes from one of TensorFlow's stateless generators, given a
-seed derived here. So a batch, a dropout mask or a mixing coefficient can be had again from the
-run's seed and a step number alone: resuming, replaying and several replicas follow from that.
+Every random number in training comes from one of TensorFlow's stateless generators, with a seed
+derived here. So a batch, a dropout mask or a mixing coefficient can be computed again from the run's
+seed and the step: resuming, replaying and several replicas need no saved random state.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def derive_seed(seed: int, name: str, *numbers: Any) -> Any:
 
     Args:
         seed: the run's seed, 0 to 2**31 - 1.
-        name: what the random numbers are for, such as ``"dropout"``.
+        name: the use of the random numbers, such as ``"dropout"``.
         numbers: integers or integer scalar tensors, such as the step and the replica.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Signals that would end a program, as a request to stop soon."""
+"""Turns signals that would end the program into a request to stop."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-# Ctrl-C, schedulers and shutdowns, schedulers' warnings, a terminal or connection that is lost,
-# and a limit on CPU time.
+# In order: Ctrl-C; schedulers and shutdowns; schedulers' warnings; a lost terminal or connection; a
+# limit on CPU time.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGXCPU)
 
 
 class _GiveUp(BaseException):
-    """Leaves what stands in ``StopRequest.leaving``."""
+    """Leaves the context ``StopRequest.leaving``."""
 
 
 class StopRequest:
-    """While entered, a signal does nothing but ask to stop; a second one asks for the same.
+    """While entered, a signal only sets ``signal``; further signals change nothing.
 
-    Python hears a signal between two calls into TensorFlow. Whoever trains looks at ``signal``
-    after each of these, and stops where nothing is lost. What can as well be done again later,
-    such as an evaluation, stands in the context ``leaving`` and is left at once. Where SIGHUP is
-    ignored, as under ``nohup``, it stays ignored.
+    Python handles a signal between two calls into TensorFlow. The training loop checks ``signal``
+    after each call and stops where nothing is lost. Work that can be repeated, such as an
+    evaluation, runs in the context ``leaving``, which a signal ends at once. If SIGHUP is ignored,
+    as under ``nohup``, it stays ignored.
 
     Attributes:
         signal: the first signal that came, or None.
@@ -43,20 +43,20 @@ class StopRequest:
 
     @property
     def exit_status(self) -> int:
-        """What shells give a program that a signal has ended: 128 and its number."""
+        """The exit status by the convention of shells: 128 plus the signal's number."""
         return 128 + (self.signal or 0)
 
     @contextlib.contextmanager
     def leaving(self) -> Iterator[None]:
-        """Leaves this context as soon as a signal comes, wherever it is.
+        """A context that ends as soon as a signal comes, at any point of its body.
 
-        It is for what changes nothing that matters; so it must leave no file half-written.
+        The body must be repeatable and must not leave a partly written file.
         """
         self._leaving = self.signal is None
         try:
             yield
         except BaseException:
-            # Where it was left, libraries may have put an error of their own in the place of ours.
+            # Not only _GiveUp: a library may have replaced it by an error of its own.
             if self.signal is None:
                 raise
         finally:
@@ -77,13 +77,13 @@ class StopRequest:
         traceback: TracebackType | None,
     ) -> None:
         for number, handler in self._before.items():
-            # Whoever has asked to stop may ask again until the interpreter has ended.
+            # After a request to stop, ignore further signals until the interpreter ends.
             signal.signal(number, handler if self.signal is None else signal.SIG_IGN)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal = signal.Signals(number)
-            # Python's own streams may be in use at this instant.
+            # os.write, not print: Python's streams may be in use at this instant.
             with contextlib.suppress(OSError):
                 os.write(1, f"\nStopping after {self.signal.name}.\n".encode())
         if self._leaving:

@@ -1,8 +1,8 @@
-"""Standard error: keeps TensorFlow's start-up chatter off the screen, and in the log.
+"""Standard error: keeps TensorFlow's log messages off the screen and writes them to the log.
 
-TensorFlow's C++ parts write to the file descriptor of standard error, past Python. So the
-descriptor itself is pointed at a file; what is no chatter, such as the output of ``tf.print``
-in a step, is read back from the file and shown.
+TensorFlow's C++ code writes to the file descriptor of standard error, past Python's streams. So the
+descriptor is redirected to a file. Other lines, such as the output of ``tf.print`` in a step, are
+read back from the file and shown.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# Lines of TensorFlow's and absl's loggers, below the severity "fatal", and lines that go on
-# from one of them.
+# The beginnings of lines by TensorFlow's and absl's loggers, below the severity "fatal", and of
+# their continuation lines.
 _CHATTER = re.compile(
     rb"[IWE]\d{4} \d\d:\d\d:\d\d"
     rb"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IWE] "
@@ -34,8 +34,8 @@ _imported_with = b""
 def occupy_standard_descriptors() -> None:
     """Opens the null device as each of the descriptors 0 to 2 that is closed.
 
-    The next file to be opened would otherwise get that number, and with it what is meant for the
-    screen.
+    Otherwise the next opened file would get the number of a standard stream, and the stream's
+    output.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
@@ -43,19 +43,18 @@ def occupy_standard_descriptors() -> None:
 
 
 def show_error(message: str) -> None:
-    """Writes a message to standard error, past Python's streams; does nothing where that fails."""
+    """Writes a message to standard error, past Python's streams; ignores a failure."""
     _write_all(2, message.encode("utf-8", "backslashreplace") + b"\n")
 
 
 class DivertedStderr:
-    """While entered, standard error goes to a file, and to the screen only what is no chatter.
+    """While entered, standard error goes to a file; lines other than log messages are also shown.
 
-    At first the file is a temporary one; ``continue_in`` moves on to a lasting one. Should the
-    process crash, TensorFlow's last words are in the file and Python's on the screen.
+    The file is temporary until ``continue_in`` names another. If the process crashes, TensorFlow's
+    last messages are in the file and Python's are on the screen.
 
     Args:
-        show: what to do with a line that is no chatter; None writes it where standard error
-            went before.
+        show: is called with each line to show; None writes it to the former standard error.
     """
 
     def __init__(self, show: Callable[[bytes], None] | None = None) -> None:
@@ -67,7 +66,7 @@ class DivertedStderr:
     def __enter__(self) -> DivertedStderr:
         _flush()
         self._screen = os.dup(2)
-        with tempfile.NamedTemporaryFile(prefix="research-") as file:  # which outlasts its name
+        with tempfile.NamedTemporaryFile(prefix="research-") as file:  # stays open without a name
             self._open(Path(file.name), _imported_with)
         os.dup2(self._file.fileno(), 2)
         self._reports_crashes = not faulthandler.is_enabled()
@@ -89,7 +88,7 @@ class DivertedStderr:
         os.close(self._screen)
 
     def continue_in(self, path: Path) -> None:
-        """Takes everything so far over into a new file at ``path``, and goes on there."""
+        """Copies the content so far to ``path`` and continues there."""
         _flush()
         with self._lock:
             self._read()
@@ -97,24 +96,24 @@ class DivertedStderr:
             reader.seek(0)
             self._open(path, reader.read())
             os.dup2(self._file.fileno(), 2)
-            late = reader.read()  # what has been written since it was copied
+            late = reader.read()  # lines written since the copy
             self._pending += late
             self._write_own(late)
             for old in (file, own, reader):
                 old.close()
 
     def write(self, line: str) -> None:
-        """Adds a line to the file alone."""
+        """Writes a line to the file, not to the screen."""
         with self._lock:
             self._write_own(line.encode("utf-8", "backslashreplace") + b"\n")
 
     def _open(self, path: Path, content: bytes) -> None:
         """Opens a file for standard error, for our own lines, and for reading both back."""
         self._file = path.open("ab", buffering=0)
-        # A description of its own, whose position after a write tells where the line stands.
+        # Opened separately: its position after a write is the place of our line in the file.
         self._own = path.open("ab", buffering=0)
         self._reader = path.open("rb", buffering=0)
-        self._position = self._reader.seek(0, os.SEEK_END)  # a resumed run has a log already
+        self._position = self._reader.seek(0, os.SEEK_END)  # a resumed run's log has content
         self._own_ranges: list[tuple[int, int]] = []
         self._write_own(content)
 
@@ -124,13 +123,13 @@ class DivertedStderr:
 
     def _write_own(self, content: bytes) -> None:
         written = 0
-        with contextlib.suppress(OSError):  # without room the log has gaps; the screen has it all
+        with contextlib.suppress(OSError):  # on a full disk the log has gaps
             written = self._own.write(content)
         end = self._own.tell()
         self._own_ranges.append((end - written, end))
 
     def _read(self) -> None:
-        """Reads what has come since, without our own lines."""
+        """Reads the lines since the last call, without our own."""
         new = self._reader.read() or b""
         start = self._position
         self._position += len(new)
@@ -155,7 +154,7 @@ class DivertedStderr:
 
 
 def import_tensorflow_quietly() -> None:
-    """Imports TensorFlow; what it writes meanwhile waits for the first ``DivertedStderr``."""
+    """Imports TensorFlow; the first ``DivertedStderr`` gets the messages of the import."""
     global _imported_with  # noqa: PLW0603
     if "tensorflow" in sys.modules:
         return
@@ -163,8 +162,8 @@ def import_tensorflow_quietly() -> None:
     with tempfile.TemporaryFile("w+b") as file:
         screen = os.dup(2)
         os.dup2(file.fileno(), 2)
-        # Keras would import it, in a sixth of the time, for keras.visualization's galleries; those
-        # now say that it is missing.
+        # Keras imports matplotlib.pyplot for the galleries of keras.visualization, which takes a
+        # sixth of the time. Without it these galleries report it as missing.
         without_pyplot = "matplotlib.pyplot" not in sys.modules
         if without_pyplot:
             sys.modules["matplotlib.pyplot"] = None  # type: ignore[assignment]
@@ -184,7 +183,7 @@ def import_tensorflow_quietly() -> None:
 
 @contextlib.contextmanager
 def silenced_stderr() -> Iterator[None]:
-    """Loses what is written to the descriptor of standard error, whoever writes it."""
+    """Discards everything that is written to the descriptor of standard error."""
     _flush()
     before = os.dup(2)
     try:
@@ -198,12 +197,12 @@ def silenced_stderr() -> Iterator[None]:
 
 
 def _write_all(descriptor: int, content: bytes) -> None:
-    # Where the reader of standard error is gone, the log still has it.
+    # If standard error can't be written, the log still has the content.
     with contextlib.suppress(OSError):
         os.write(descriptor, content)
 
 
 def _flush() -> None:
     if sys.stderr is not None:
-        with contextlib.suppress(OSError):  # what can't be shown must not end what is trained
+        with contextlib.suppress(OSError):  # a failure to show must not end a training
             sys.stderr.flush()

@@ -174,7 +174,7 @@ class Bench:
     def _processes(
         self, loops: Iterable[str], data: Dataset, batch_size: int
     ) -> Iterator[dict[str, Any]]:
-        """Starts the processes; yields for each a function that sends a line and returns the reply."""
+        """Starts the processes; yields for each a function from a line to the process's reply."""
         most = len(data.train) // batch_size
         fewer = f"an epoch has {most} steps of {batch_size} examples; give at most so many"
         require("steps", self.steps, self.steps <= most, fewer)
