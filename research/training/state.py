@@ -64,6 +64,11 @@ class State:
                 f"the model {self.model.name!r} has no trainable variables, so nothing would be "
                 "trained; call it once on a batch before you construct the State"
             )
+        if not self.model.built:
+            raise ValueError(
+                f"the model {self.model.name!r} is not built: call it once on a batch before you "
+                "construct the State"
+            )
         if (reduction := getattr(self.loss, "reduction", None)) not in (None, "none"):
             raise ValueError(
                 f"the loss has reduction={reduction!r}; give it reduction='none' and "

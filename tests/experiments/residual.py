@@ -1,0 +1,83 @@
+"""A residual network with batch normalization (He et al., 2016; Ioffe and Szegedy, 2015).
+
+- Command: python tests/experiments/residual.py --learning-rate 0.3
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from research.config import Config
+from research.data.batches import Plan
+from research.experiment import Experiment, main
+from research.training.optimizer import adadelta
+from research.training.state import State
+
+import tensorflow as tf
+
+
+def residual_network(precision: str) -> tf.keras.Model:
+    """Two residual blocks of Keras's own layers: images [B, 28, 28, 1] -> logits [B, 10]."""
+    layers, own = tf.keras.layers, {"dtype": precision}
+    inputs = tf.keras.Input((28, 28, 1), name="images")
+    x = layers.Conv2D(16, 3, strides=2, activation="relu", name="conv0", **own)(inputs)
+    for n in (1, 2):
+        y = layers.Conv2D(16, 3, padding="same", use_bias=False, name=f"conv{n}", **own)(x)
+        y = layers.BatchNormalization(name=f"normalization{n}", **own)(y)
+        x = layers.Add(name=f"add{n}", **own)([x, layers.ReLU(name=f"relu{n}", **own)(y)])
+    x = layers.GlobalAveragePooling2D(name="pool", **own)(x)
+    return tf.keras.Model(inputs, layers.Dense(10, name="dense", **own)(x), name="residual")
+
+
+class Residual(tf.keras.Model):
+    """The residual network, as this project wants a model."""
+
+    def __init__(self, seed: int, precision: str) -> None:
+        super().__init__(name="residual", dtype=precision)
+        tf.keras.utils.set_random_seed(seed)
+        self.network = residual_network(precision)
+        self(tf.zeros([1, 28, 28, 1]))
+
+    def logits(self, images: tf.Tensor, training: bool = False, seed: Any = None) -> tf.Tensor:
+        """Float32 [B, 10]; while training, batch normalization takes the batch's statistics."""
+        return tf.cast(self.network(images, training=training), tf.float32)
+
+    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Probabilities, float32 [B, 10]."""
+        return tf.nn.softmax(self.logits(images, training))
+
+    def stock_twin(self) -> tf.keras.Model:
+        """The same network of new layers, in float32, and a softmax."""
+        twin = residual_network("float32")
+        twin.set_weights(self.get_weights())
+        softmax = tf.keras.layers.Softmax(name="softmax", dtype="float32")
+        return tf.keras.Model(twin.input, softmax(twin.output), name="residual")
+
+
+def build(config: Config, plan: Plan) -> State:
+    """The model, the optimizer and the loss."""
+    schedule = (config.learning_rate, config.decay, config.warmup_epochs)
+    return State(
+        model=Residual(config.seed, config.precision),
+        optimizer=adadelta(plan, *schedule),
+        loss=tf.keras.losses.CategoricalCrossentropy(from_logits=True, reduction="none"),
+        seed=config.seed,
+        clip_norm=config.clip_norm,
+    )
+
+
+def step(state: State, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
+    """One step of training on images [B, 28, 28, 1] in 0..1 and one-hot labels [B, 10]."""
+    with tf.GradientTape() as tape:
+        logits = state.model.logits(images, training=True, seed=state.random_seed("dropout"))
+        loss = tf.reduce_mean(state.loss(labels, logits))
+    gradients = state.gradients(tape, loss)
+    measured = state.update(gradients)
+    accuracy = tf.reduce_mean(tf.keras.metrics.categorical_accuracy(labels, logits))
+    return {"loss": loss, "accuracy": accuracy, **measured}
+
+
+experiment = Experiment(config=Config, build=build, step=step)
+
+if __name__ == "__main__":
+    main(experiment)
