@@ -113,7 +113,8 @@ class Training:
         arguments: its command line, without a directory.
         whole: the uninterrupted run to compare it with.
         run: its directory.
-        after_first_kill: is called after the first kill.
+        after_first_kill: is called once, after the first kill that leaves the directory: before
+            that, nothing says yet which checkpoint a fork goes on from.
     """
 
     arguments: Sequence[str]
@@ -223,7 +224,7 @@ class Killer:
             DeadEndError: if the run can be neither resumed nor started again.
             FailedError: if the run fails, or its results differ from the uninterrupted run's.
         """
-        run, refused, kills = training.run, "", 0
+        run, refused, kills, called = training.run, "", 0, False
         most = self._rng.randint(1, 4)  # few, since new runs must be killed, too
         while True:
             resume = os.path.lexists(run) and not refused
@@ -232,8 +233,9 @@ class Killer:
             status = self._run(["--resume", str(run)] if resume else again, training, which)
             if status is None:
                 refused, kills = "", kills + 1
-                if kills == 1:
+                if not called and os.path.lexists(run):
                     training.after_first_kill()
+                    called = True
             elif status == 0:
                 break
             elif status == 2 and resume:
