@@ -124,7 +124,7 @@ class Config:
 
     @property
     def selection(self) -> tuple[str, int]:
-        """The figure that makes a validation best, and 1 for the highest value, -1 for the lowest."""
+        """The figure that validations are ranked by; 1 if the highest is best, -1 if the lowest."""
         highest_or_lowest, _, figure = self.select_by.partition(" ")
         return figure, 1 if highest_or_lowest == "highest" else -1
 

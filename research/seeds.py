@@ -1,8 +1,8 @@
 """Random seeds as a pure function of (seed, name, step).
 
 Every random number in training comes from one of TensorFlow's stateless generators, with a seed
-derived here. So a batch, a dropout mask or a mixing coefficient can be computed again from the run's
-seed and the step: resuming, replaying and several replicas need no saved random state.
+derived here. So a batch, a dropout mask or a mixing coefficient can be computed again from the
+run's seed and the step: resuming, replaying and several replicas need no saved random state.
 """
 
 from __future__ import annotations

@@ -13,9 +13,8 @@ from research.recording.screen import TrainingProgress
 from research.signals import SIGNALS
 from research.tools.verify_kills import left_by
 
-import numpy as np
 import pytest
-from conftest import EXPERIMENTS, REPOSITORY, RunHere, make_split
+from conftest import REPOSITORY, RunHere, make_split
 from PIL import Image
 
 EIGHT = REPOSITORY / "tests" / "experiments"

@@ -19,7 +19,7 @@ README_OF_RUNS = (REPOSITORY / "runs" / "README.md").read_text()
 
 def table(heading: str, text: str = README) -> list[list[str]]:
     """The rows of all tables below a heading, without the tables' own headings."""
-    section = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    section = text.split(f"\n## {heading}\n")[1].split("\n## ", maxsplit=1)[0]
     rows = [line for line in section.splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
     heads = [n - 1 for n, row in enumerate(cells) if set(row[0]) == {"-"}]
