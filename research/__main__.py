@@ -6,7 +6,7 @@ import dataclasses
 import sys
 
 from research.config import parse_errors_in_one_line, require_working_directory
-from research.errors import InputError, NonFiniteError, StorageError
+from research.errors import InputError, NonFiniteError, StorageError, one_line
 from research.recording.screen import Screen
 from research.stderr import show_error
 from research.tools.bench import Bench
@@ -40,7 +40,7 @@ def main() -> None:
             require_working_directory()
             status = 1 if verb.run(screen) is False else 0
         except (InputError, NonFiniteError) as error:
-            status, message = 2, str(error)
+            status, message = 2, one_line(error)
         except StorageError as error:
             status, message = 1, str(error)
         except SystemExit as stop:

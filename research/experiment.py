@@ -18,7 +18,7 @@ from research.data.batches import Plan
 from research.data.dataset import Dataset, Split, hold_out
 from research.data.formats import read_dataset
 from research.data.mnist import load_mnist
-from research.errors import InputError, NonFiniteError, StorageError, in_few_lines
+from research.errors import InputError, NonFiniteError, StorageError, in_few_lines, one_line
 from research.loop import Training, loop
 from research.recording.replay_bundle import write_replay_bundle
 from research.recording.run import Run, begin
@@ -118,7 +118,7 @@ def run(experiment: Experiment, arguments: list[str] | None = None) -> int:
             config = parse(experiment.config, arguments, about, experiment=file.stem)
             status = train_and_judge(experiment, config, file, screen, start_up)
         except InputError as error:
-            status, message = 2, str(error)
+            status, message = 2, one_line(error)
         except (NonFiniteError, StorageError) as error:
             status, message = 1, str(error)
         except SystemExit as stop:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import runpy
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -125,11 +126,22 @@ class Result:
 RunHere = Callable[..., Result]
 
 
+def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """Each file, folder, link and FIFO: its kind, and the content of plain files."""
+    found = {}
+    for path in folder.rglob("*"):
+        kind = path.lstat().st_mode
+        found[path] = (kind, path.read_bytes() if stat.S_ISREG(kind) else b"")
+    return found
+
+
 @pytest.fixture
 def run_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> RunHere:
     """Runs an experiment's file, or ``"research"``, in this process and in ``tmp_path``.
+
+    Whatever ends with status 2 must have left everything there as it was.
 
     That saves the seconds in which TensorFlow is imported.
     """
@@ -139,6 +151,7 @@ def run_here(
         monkeypatch.setenv("COLUMNS", str(columns))
         monkeypatch.setattr(sys, "argv", [str(program), *map(str, arguments)])
         capfd.readouterr()
+        before = contents(tmp_path)
         status = 0
         try:
             if program == "research":
@@ -147,6 +160,8 @@ def run_here(
                 runpy.run_path(str(program), run_name="__main__")
         except SystemExit as stop:
             status = int(stop.code or 0)
+        # A refusal changes nothing, not one byte.
+        assert status != 2 or contents(tmp_path) == before
         return Result(status, *capfd.readouterr())
 
     return run

@@ -41,7 +41,7 @@ class Screen:
     def __init__(self) -> None:
         self._stdout = _Output(1)
         self._streams = (_text(self._stdout, sys.stdout), _text(_Output(2), sys.stderr))
-        self.console = Console(highlight=False, soft_wrap=True, file=self._streams[0])
+        self.console = Console(highlight=False, emoji=False, soft_wrap=True, file=self._streams[0])
         both_shown = self.console.is_terminal and os.isatty(2)
         self._stderr = DivertedStderr(self._show_above_progress if both_shown else None)
         self.log_path: Path | None = None

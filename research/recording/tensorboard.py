@@ -246,7 +246,12 @@ class TensorBoardWriter:
         self._pending = [future for future in self._pending if not _done(future)]
         while len(self._pending) >= MOST_PENDING:
             self._pending.pop(0).result()
-        self._pending.append(self._worker.submit(lambda: self._write(split, step, *draw())))
+
+        def write() -> None:
+            with self._errors(split):  # Matplotlib opens files, too
+                self._write(split, step, *draw())
+
+        self._pending.append(self._worker.submit(write))
 
     def _wait(self) -> None:
         while self._pending:
