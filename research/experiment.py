@@ -19,7 +19,7 @@ from research.data.dataset import Dataset, Split, hold_out
 from research.data.formats import read_dataset
 from research.data.mnist import load_mnist
 from research.errors import InputError, NonFiniteError, StorageError, in_few_lines, one_line
-from research.loop import Training, loop
+from research.loop import Interrupted, Training, loop
 from research.recording.replay_bundle import write_replay_bundle
 from research.recording.run import Run, begin
 from research.recording.run_directory import lock_directory, refuse_existing
@@ -215,6 +215,7 @@ def train_in_loop(
 ) -> None:
     """Trains in the experiment's loop, until the loop ends or a signal comes."""
     config, start = run.start.config, run.start.at
+    repeated = start.validation_due and run.recorder.is_recorded(state)
     with stop.leaving():
         reports = train(
             *(state, experiment.step, splits[0]),
@@ -225,7 +226,7 @@ def train_in_loop(
             report_every=config.log_every,
             early_every=config.checkpoint_interval[0],
             report_now=lambda done: stop.is_set() or run.checkpoints.due(done),
-            unreported=start.unreported,
+            unreported=None if repeated else start.unreported,
             profile=config.profile and Profile(*config.profile, run.path),
             show_graph=run.show_graph,
             compiled=not config.eager,
@@ -236,10 +237,12 @@ def train_in_loop(
         return
     with TrainingProgress(screen, plan, start.step) as progress:
         training = Training(experiment, config, state, reports, splits, run, progress, stop)
-        if not start.ended:
-            experiment.loop(training)
-        by_itself = not stop.is_set() and not training.patience_over()
-        training.save(ended=by_itself and int(state.step.numpy()) < plan.steps)
+        ended = start.ended
+        if not ended:
+            with contextlib.suppress(Interrupted):
+                experiment.loop(training)
+                ended = training.ended_by_loop and int(state.step.numpy()) < plan.steps
+        training.save(ended)
 
 
 def load(config: Config, screen: Screen) -> tuple[Dataset, Split, Split]:

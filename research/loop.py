@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from research.config import Config
+from research.data.batches import Plan
 from research.data.dataset import Split
 from research.recording.run import Run
 from research.recording.screen import TrainingProgress
@@ -13,28 +14,31 @@ from research.recording.wall_time import WallTime
 from research.results.selection import rank_by, waited
 from research.signals import StopRequest
 from research.training.state import State
-from research.training.train import Report
+from research.training.train import Report, make_report
 
 if TYPE_CHECKING:
     from research.experiment import Experiment
 
 
 def loop(training: Training) -> None:
-    """Records each report, validates after each epoch, and ends training when patience is over."""
+    """Records each report, and validates after each epoch."""
     for report in training:
         training.record(report)
         if report.epoch_ended:
             training.validate()
-        if training.patience_over():
-            break
+
+
+class Interrupted(BaseException):
+    """Leaves the loop where a signal has interrupted a validation."""
 
 
 class Training:
     """A training as its loop sees it: an iterator over reports, and methods to deal with them.
 
-    Taking the next report first saves a checkpoint if one is due. After a signal there is no next
-    report. A loop that breaks ends its training, and the end is recorded. A run may be killed at
-    any point, so a loop may decide only by the state and by ``validations``.
+    Taking the next report first saves a checkpoint if one is due. There is no next report after a
+    signal, or when ``--patience`` is over. A loop that breaks ends its training, and the end is
+    recorded. A run may be killed at any point, so a loop may decide only by the report, the state
+    and ``validations``. A loop records a report before it validates.
 
     Args:
         experiment: the experiment.
@@ -72,7 +76,9 @@ class Training:
         self._stop = stop
         self.wall_time = WallTime()
         self._validations: list[Mapping[str, Any]] = []
-        self._last: Report | None = None
+        self._last = None if run is None else interrupted(run, len(splits[0]))
+        self._recorded = self._last is None or (run is not None and run.recorder.is_recorded(state))
+        self._breaks = False
 
     @property
     def validations(self) -> Sequence[Mapping[str, Any]]:
@@ -80,16 +86,13 @@ class Training:
         return self._run.recorder.validations if self._run else self._validations
 
     def __iter__(self) -> Iterator[Report]:
-        if self._run and self._run.recorder.validation_due:
-            self.validate()  # a signal interrupted it before the resumption
-        if self.patience_over() or self._stop.is_set():
-            return
-        self.wall_time.switch("training")
-        for report in self._reports:
+        for report in self._all_reports():
             self.wall_time.switch("logging")
-            self._progress.show(report)
-            self._last = report
+            self._breaks = True
             yield report
+            self._breaks = False
+            if self._run:
+                self._run.recorder.validation_due = False
             self.wall_time.switch("checkpointing")
             stopping = self._stop.is_set()  # read once: a signal may come between two lines
             if stopping or (self._run and self._run.checkpoints.due(report.step)):
@@ -98,17 +101,41 @@ class Training:
                 return
             self.wall_time.switch("training")
 
+    def _all_reports(self) -> Iterator[Report]:
+        """The reports; first that in the midst of whose handling a validation was interrupted."""
+        if self._last is not None and not self._stop.is_set():
+            yield self._last
+        self.wall_time.switch("training")
+        while not (self.patience_over() or self._stop.is_set()):
+            report = next(self._reports, None)
+            if report is None:
+                return
+            self._progress.show(report)
+            self._last, self._recorded = report, report.due
+            yield report
+
     def record(self, report: Report) -> None:
         """Records a report that was due. The next one covers the steps of an early one again."""
         if report.due and self._run:
             self._run.recorder.training(report, self.state, self._training, self.wall_time)
 
+    @property
+    def ended_by_loop(self) -> bool:
+        """Whether the loop, which is over, has left training before there was no next report."""
+        return self._breaks
+
     def validate(self) -> None:
         """Evaluates the judged model on the validation split and records the figures.
 
-        If a signal interrupts this validation, the resumed run repeats it first.
+        Does nothing where that has been done after this step. A signal leaves it in the middle,
+        and the loop with it; a run that is resumed then begins with the same report again.
+
+        Raises:
+            Interrupted: after a signal.
         """
         step = int(self.state.step.numpy())
+        if self.validations and self.validations[-1]["step"] == step:
+            return
         self.wall_time.switch("validation")
         if self._run:
             self._run.recorder.validation_due = True
@@ -116,13 +143,14 @@ class Training:
         if not self._stop.is_set():
             with self._stop.leaving():
                 found = self._experiment.validate(self.state, self._validation, self._training)
+        if found is None:
+            raise Interrupted
         self.wall_time.switch("logging")
-        if found is not None:
-            if self._run:
-                self._run.recorder.validation(step, found, self._validation)
-            else:
-                self._validations.append({"step": step, **found.figures})
-            self._progress.show_validation(step, found.figures)
+        if self._run:
+            self._run.recorder.validation(step, found, self._validation)
+        else:
+            self._validations.append({"step": step, **found.figures})
+        self._progress.show_validation(step, found.figures)
 
     def patience_over(self) -> bool:
         """Whether the last ``--patience`` validations were no better than an earlier one."""
@@ -139,5 +167,20 @@ class Training:
             ended: whether the loop has ended training before all steps were done.
         """
         if self._run:
-            unrecorded = None if self._last is None or self._last.due else self._last
-            self._run.checkpoints.save(self.state, unrecorded, ended)
+            # A report whose handling has been interrupted will be needed again.
+            needed = not self._recorded or self._run.recorder.validation_due
+            self._run.checkpoints.save(self.state, self._last if needed else None, ended)
+
+
+def interrupted(run: Run, examples: int) -> Report | None:
+    """The report in the midst of whose handling a signal interrupted a validation, or None.
+
+    Args:
+        run: stands where that happened.
+        examples: number of training examples.
+    """
+    config, at = run.start.config, run.start.at
+    if not (at.validation_due and at.unreported):
+        return None
+    plan = Plan(examples, config.batch_size, config.epochs)
+    return make_report(plan, at.step, at.unreported.history, at.unreported.seconds)

@@ -88,7 +88,6 @@ def test_stopped_killed_and_resumed_it_ends_as_uninterrupted(
     resumed = run_here(file, "--resume", "run")
     assert (resumed.status, resumed.stderr) == (0, "")
     assert left_by(tmp_path / "run") == left_by(tmp_path / "whole")
-    recorded = json.loads(Path("whole", "evaluation.json").read_text())
     again = run_here("research", "evaluate", "whole", "--json")
     assert (again.status, again.stderr) == (0, "")
     Image.fromarray(make_split(1).images[0, ..., 0]).save("digit.png")

@@ -58,11 +58,16 @@ class Recorder:
         self.board.events |= {split: len(events) for split, events in logs.events.items()}
         self.validations = logs.of(VALIDATION)
         self.validation_due = at.validation_due
+        self._trained = max((line["step"] for line in logs.of(TRAIN)), default=0)
 
     @property
     def seconds(self) -> float:
         """How long the run has taken, without the time between two processes."""
         return round(time.monotonic() - self._began, 3)
+
+    def is_recorded(self, state: State) -> bool:
+        """Whether the last report on training, up to the step of ``state``, has been recorded."""
+        return self._trained == int(state.step.numpy())
 
     def training(self, report: Report, state: State, split: Split, wall_time: WallTime) -> None:
         """Records a report that was due; also pictures, after each epoch and at the first report.
@@ -82,6 +87,7 @@ class Recorder:
         speed = {"speed/examples_per_second": report.examples_per_second}
         ratios = {f"update_ratio/{layer}": ratio for layer, ratio in last.update_ratios.items()}
         self._record(TRAIN, report.step, metrics | speed | ratios | shares)
+        self._trained = report.step
         if report.epoch_ended or report.step == steps:
             batch = functools.partial(take_batch, split.images, split.labels, last.indices)
             variables = state.weights(all_layers=True)

@@ -14,7 +14,7 @@ from research.recording.checkpoints import Checkpoint, write_checkpoint
 from research.recording.code import copy_code
 from research.recording.run import Run
 from research.training.state import State
-from research.training.train import Indices, Step, go_to_non_finite, indices_of_next_step
+from research.training.train import Indices, Step, go_to_non_finite
 
 import numpy as np
 
@@ -49,16 +49,14 @@ def write_replay_bundle(
     if last is None:
         return None
     state.assign(last.variables.values())
-    if not go_to_non_finite(
-        state, step, split, batch_size=plan.batch_size, until=until, indices=indices
-    ):
+    used = go_to_non_finite(state, step, split, plan=plan, until=until, indices=indices)
+    if used is None:
         return None
     done, file = int(state.step.numpy()), run.start.experiment
     folder = run.path / f"replay-step-{done + 1:08d}"
     with storage_errors(folder), replaced_atomically(folder) as partial:
         partial.mkdir()
         write_checkpoint(Checkpoint(last.run, state.values()), partial / "state.safetensors")
-        used = indices_of_next_step(state, plan, indices)
         images, labels = take_batch(split.images, split.labels, used)
         np.savez(partial / "batch.npz", images=images, labels=labels, indices=used)
         copy_code(file, partial / "code")

@@ -151,7 +151,8 @@ def _checks(trial: Callable[..., Trial]) -> Iterator[Check]:
     yield Check("traced once", first.traces == replicas, found)
 
     trainable = {v.path for v in first.state.model.trainable_variables}
-    changing = [name for name in before if name.split("/", 2)[-1] in trainable]
+    of_model = [name for name in before if name.startswith("model/")]
+    changing = [name for name in of_model if name.split("/", 2)[-1] in trainable]
     still = [name for name in changing if np.array_equal(reference[name], before[name])]
     found = f"these do not: {', '.join(still)}" if still else f"{len(changing)} of them"
     yield Check("every weight changes", not still, found)

@@ -210,25 +210,6 @@ def train(
     before = unreported or Unreported()
     last = plan.steps if until is None else min(until, plan.steps)
 
-    def report(done: int, history: History, last_step: LastStep | None, seconds: float) -> Report:
-        sizes = history[EXAMPLES].astype(np.float64)
-        _check_finite(history, done - len(sizes))
-        if last_step is not None:
-            ratios = last_step.update_ratios.items()
-            _check_finite({f"update_ratio/{k}": np.array([v]) for k, v in ratios}, done - 1)
-        means = {name: float(np.average(row, weights=sizes)) for name, row in history.items()}
-        del means[EXAMPLES]
-        return Report(
-            step=done,
-            epoch=(done - 1) // plan.steps_per_epoch + 1,
-            epoch_ended=plan.ends_epoch(done),
-            metrics=means,
-            history=history,
-            last_step=last_step,
-            examples=int(sizes.sum()),
-            seconds=seconds,
-        )
-
     def reports() -> Generator[Report, None, None]:
         weights_before = [v.numpy() for v in state.model.trainable_variables]
         done = int(state.step.numpy())
@@ -259,7 +240,7 @@ def train(
                 if call.looked_at:
                     ratios = _update_ratios(weights, _weights_by_layer(state))
                     last_step = LastStep(used, returned, ratios)
-                latest = report(done, history, last_step, seconds)
+                latest = make_report(plan, done, history, seconds, last_step)
                 if weights_before:
                     _check_changed(state, weights_before, history)
                     weights_before = []
@@ -270,38 +251,73 @@ def train(
     return reports()
 
 
+def make_report(
+    plan: Plan,
+    done: int,
+    history: Mapping[str, npt.NDArray[np.float32]],
+    seconds: float,
+    last_step: LastStep | None = None,
+) -> Report:
+    """A report on the last of so many steps, from what each of them has measured.
+
+    Args:
+        plan: how training goes over its examples.
+        done: number of steps done.
+        history, seconds, last_step: see ``Report``.
+
+    Raises:
+        NonFiniteError: if something that was measured is NaN or infinite.
+    """
+    sizes = history[EXAMPLES].astype(np.float64)
+    _check_finite(history, done - len(sizes))
+    if last_step is not None:
+        ratios = last_step.update_ratios.items()
+        _check_finite({f"update_ratio/{k}": np.array([v]) for k, v in ratios}, done - 1)
+    means = {name: float(np.average(row, weights=sizes)) for name, row in history.items()}
+    del means[EXAMPLES]
+    return Report(
+        step=done,
+        epoch=(done - 1) // plan.steps_per_epoch + 1,
+        epoch_ended=plan.ends_epoch(done),
+        metrics=means,
+        history=dict(history),
+        last_step=last_step,
+        examples=int(sizes.sum()),
+        seconds=seconds,
+    )
+
+
 def go_to_non_finite(
     state: State,
     step: Step,
     split: Split,
     *,
-    batch_size: int,
+    plan: Plan,
     until: int,
     indices: Indices | None = None,
-) -> bool:
-    """Trains until the next step would make a value NaN or infinite.
-
-    The values are the scalars that the step returns and the variables after the step. Figures that
-    ``train`` computes for its reports do not count.
+) -> tf.Tensor | None:
+    """Trains, step by step, up to where the next step makes something NaN or infinite.
 
     Args:
-        state: ends with the values before that step.
-        step, split, batch_size, indices: see ``train``.
-        until: the step at which the search ends, counted from the start of training.
+        state: is left as it is before that step.
+        step, split, indices: see ``train``.
+        plan: how training goes over its examples, and how far.
+        until: gives up after so many steps, counted from the very start.
 
     Returns:
-        Whether the search has found such a step.
+        Which examples that step works on, int64 [B]; None if there is no such step. A scalar that
+        it returns, or a variable after it, is not finite. Only these count: no figure that
+        ``train`` computes for its reports.
     """
-    plan = Plan(len(split), batch_size, epochs=until)
     run_steps = _several_steps(state, step, split, plan, indices, lambda graph: None, True)
     while int(state.step.numpy()) < until:
         before = state.values()
-        scalars, _, _ = run_steps(tf.constant(1))
+        scalars, _, used = run_steps(tf.constant(1))
         finite = all(np.isfinite(row.numpy()).all() for row in scalars.values())
         if not finite or non_finite(state.values()) is not None:
             state.assign(before.values())
-            return True
-    return False
+            return used
+    return None
 
 
 def non_finite(values: Mapping[str, npt.NDArray[Any]]) -> str | None:

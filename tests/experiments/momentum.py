@@ -1,16 +1,26 @@
 """An optimizer in the step: gradient descent with momentum (Polyak, 1964).
 
-- Command: python tests/experiments/momentum.py --learning-rate 0.03
+- Command: python tests/experiments/momentum.py
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 from research.data.batches import Plan
 from research.experiment import Experiment, main
-from research.network.mnist_cnn import Config, MnistCNN
+from research.network.mnist_cnn import Config as BaseConfig
+from research.network.mnist_cnn import MnistCNN
 from research.training.state import State
 
 import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(BaseConfig):
+    """The options of every experiment, with other defaults."""
+
+    learning_rate: float = 0.03
 
 
 def build(config: Config, plan: Plan) -> State:

@@ -219,9 +219,10 @@ def test_one_can_go_back_to_the_step_before_something_became_non_finite(step: St
         return {"loss": metrics["loss"]}
 
     state, twin = make_state(), make_state()
-    options: dict[str, Any] = {"batch_size": 16, "until": 12}
-    assert not go_to_non_finite(twin, step, make_split(100), **options)
-    assert go_to_non_finite(state, failing, make_split(100), **options)
+    options: dict[str, Any] = {"plan": Plan(100, 16, 2), "until": 12}
+    assert go_to_non_finite(twin, step, make_split(100), **options) is None
+    used = go_to_non_finite(state, failing, make_split(100), **options)
+    np.testing.assert_array_equal(used, indices_of_step(0, 8, options["plan"]))
     assert state.step.numpy() == 8
     assert all(np.isfinite(value).all() for value in state.values().values())
 
@@ -233,7 +234,8 @@ def test_the_error_names_the_step_that_one_can_go_back_to(
     state, twin = make_state(learning_rate=learning_rate), make_state(learning_rate=learning_rate)
     with pytest.raises(NonFiniteError, match=r"became (nan|inf) at step \d+") as caught:
         run(state, step, make_split(100), report_every=report_every)
-    assert go_to_non_finite(twin, step, make_split(100), batch_size=16, until=14)
+    plan = Plan(100, 16, 2)
+    assert go_to_non_finite(twin, step, make_split(100), plan=plan, until=14) is not None
     assert f" at step {twin.step.numpy() + 1};" in str(caught.value)
 
 
