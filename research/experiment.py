@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import shlex
 import sys
@@ -74,16 +75,31 @@ class Experiment:
         training: Split | None = None,
         model: tf.keras.Model | None = None,
     ) -> Validation:
-        """Evaluates a model on a split, by default the one that is judged.
+        """Evaluates a model on a split, by default the judged model; see ``evaluation.validate``.
 
-        The arguments and what is raised are those of ``evaluation.validate``.
+        Raises:
+            NonFiniteError: if a figure is NaN or infinite.
         """
 
-        def further(probabilities: npt.NDArray[np.float32]) -> Mapping[str, Any]:
-            return self.figures(state, split, probabilities) if self.figures else {}
+        found = self._evaluate(state, split, training, model)
+        found.require_finite()
+        return found
 
-        judged = self.judged(state) if model is None else model
-        return validate(judged, split, training, further)
+    def figure_names(self, state: State, split: Split) -> list[str]:
+        """The names of the figures of a validation, from a trial on the first ten examples.
+
+        Raises:
+            ValueError: if ``figures`` returns anything else, see ``evaluation.validate``.
+        """
+        few = split.first(10)
+        return sorted(self._evaluate(state, few, few, None).figures)
+
+    def _evaluate(
+        self, state: State, split: Split, training: Split | None, model: tf.keras.Model | None
+    ) -> Validation:
+        own = self.figures
+        further = None if own is None else functools.partial(own, state, split)
+        return validate(self.judged(state) if model is None else model, split, training, further)
 
 
 def main(experiment: Experiment) -> NoReturn:
@@ -166,10 +182,10 @@ def train_and_judge(
 
         state = built(plan)
         check_exportable(experiment.judged(state))
-        if experiment.figures is not None or config.patience is not None:
-            # What can't be evaluated, or is not, is to be refused now, and not after an epoch.
-            found = experiment.validate(state, validation.first(10), training.first(10))
-            rank_by(*config.selection)(found.figures)
+        # What is not evaluated, or can not be, is refused now and not after an epoch.
+        names = experiment.figure_names(state, validation)
+        if config.holdout:
+            rank_by(*config.selection)(dict.fromkeys(names, 0.0))
         start = find_start(config, file, data, state, plan, built)
         if start.finished is not None:
             screen.say(start.finished)

@@ -91,12 +91,18 @@ class Validation:
     figures: dict[str, float]
     shown: Mapping[str, tf.Tensor] = dataclasses.field(default_factory=dict)
 
+    def require_finite(self) -> None:
+        """Raises NonFiniteError if a figure is NaN or infinite."""
+        for name, value in self.figures.items():
+            if not math.isfinite(value):
+                raise NonFiniteError(f"{name} became {value} in a validation")
+
 
 def validate(
     model: tf.keras.Model,
     split: Split,
     training: Split | None = None,
-    further: Callable[[npt.NDArray[np.float32]], Mapping[str, Any]] = lambda probabilities: {},
+    further: Callable[[npt.NDArray[np.float32]], Mapping[str, Any]] | None = None,
 ) -> Validation:
     """Evaluates a model on all of a split, and computes the experiment's further figures.
 
@@ -109,8 +115,9 @@ def validate(
             by name; the scalars are figures, the images and vectors are shown.
 
     Raises:
-        NonFiniteError: if a figure is NaN or infinite.
-        ValueError: if ``further`` returns anything but scalars, images and vectors by name.
+        NonFiniteError: if a probability of the model is NaN.
+        ValueError: if ``further`` returns anything but scalars, images and vectors by name, or a
+            name that is taken.
     """
     probabilities = predict_probabilities(model, split.images)
     found = evaluate_probabilities(probabilities, split.labels)
@@ -118,12 +125,11 @@ def validate(
     if training is not None:
         gap = found.loss - evaluate(model, training.first(1000)).loss
         figures["quality/generalization_gap"] = gap
-    own = further(probabilities)
-    scalars, shown = sorted_by_kind(own, "figures", figures) if own else ({}, {})
+    taken = [field.name for field in dataclasses.fields(found)] + ["quality/generalization_gap"]
+    if further is None:
+        return Validation(found, probabilities, figures)
+    scalars, shown = sorted_by_kind(further(probabilities), "figures", [*figures, *taken])
     figures |= {name: float(value) for name, value in scalars.items()}
-    for name, value in figures.items():
-        if not math.isfinite(value):
-            raise NonFiniteError(f"{name} became {value} in a validation")
     return Validation(found, probabilities, figures, shown)
 
 
