@@ -177,8 +177,9 @@ def train_and_judge(
             directory = stack.enter_context(lock_directory(config.resume))
 
         def built(plan: Plan) -> State:
+            options = dataclasses.replace(config, epochs=plan.epochs)
             with strategy.scope():
-                return experiment.build(config, plan)
+                return experiment.build(options, plan)
 
         state = built(plan)
         check_exportable(experiment.judged(state))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import signal
@@ -11,14 +12,18 @@ from typing import Any
 
 from research.data.dataset import Dataset
 from research.experiment import Experiment
+from research.recording.checkpoints import checkpoint_paths
 from research.recording.screen import TrainingProgress
+from research.recording.tensorboard import TensorBoardWriter
 from research.results import evaluation
 from research.signals import SIGNALS
 from research.tools.verify_kills import left_by
 
+import numpy as np
 import pytest
-from conftest import EXPERIMENTS, REPOSITORY, RunHere, make_split
+from conftest import EXPERIMENTS, REPOSITORY, RunHere, make_split, run_python, skip_if_onednn_aborts
 from PIL import Image
+from safetensors import safe_open
 
 EIGHT = REPOSITORY / "tests" / "experiments"
 SMALL = ("--epochs", "2", "--batch-size", "32", "--log-every", "4", "--holdout", "50")
@@ -282,3 +287,131 @@ def test_with_holdout_the_test_set_is_read_only_if_that_is_asked_for(
     assert not Path("run", "test").exists()
     both = json.loads((finished_run / "evaluation.json").read_text())
     assert (both["holdout"]["examples"], both["test"]["examples"]) == (50, 100)
+
+
+def test_pictures_and_replay_bundles_show_the_examples_that_were_drawn(
+    data_file: Path, tmp_path: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (EIGHT / "forgetting.py").read_text()
+    end = "    return {**found,"
+    assert end in text
+    seen, spoiled = tmp_path / "seen.py", tmp_path / "spoiled.py"
+    seen.write_text(text.replace(end, '    found["seen"] = images\n' + end))
+    loss = "found[\"loss\"] += tf.where(state.step == 7, float('inf'), 0.0)"
+    spoiled.write_text(text.replace(end, f"    {loss}\n{end}"))
+    shown: dict[int, Any] = {}
+
+    def training(self: Any, step: int, weights: Any, returned: Any, batch: Any) -> None:
+        shown[step] = batch()[0].numpy()
+        np.testing.assert_array_equal(shown[step], returned["seen"])
+
+    options = ("--data", data_file, *SMALL, *NARROW)
+    with monkeypatch.context() as patch:
+        patch.setattr(TensorBoardWriter, "training", training)
+        result = run_here(seen, *options, "--run-dir", "seen")
+    assert (result.status, result.stderr) == (0, "")
+    assert list(shown) == [4, 8, 16]
+    result = run_here(spoiled, *options, "--run-dir", "spoiled")
+    assert result.status == 1
+    (bundle,) = Path("spoiled").glob("replay-step-*")
+    assert bundle.name == "replay-step-00000008"
+    np.testing.assert_array_equal(np.load(bundle / "batch.npz")["images"], shown[8])
+    assert run_here("research", "replay", bundle).status == 0
+
+
+@pytest.mark.parametrize(("cycle", "status"), [("0.5", 128 + signal.SIGTERM), ("None", 2)])
+def test_more_epochs_are_refused_where_the_schedule_would_have_had_another_past(
+    cycle: str,
+    status: int,
+    data_file: Path,
+    tmp_path: Path,
+    run_here: RunHere,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = ("--data", data_file, *SMALL, *NARROW, "--cycle-epochs", cycle, "--run-dir", "run")
+    at_step(monkeypatch, 4, stop)
+    assert run_here(EIGHT / "restarts.py", *options).status == 128 + signal.SIGTERM
+    at_step(monkeypatch, 8, stop)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    result = run_here(EIGHT / "restarts.py", "--resume", "run", "--epochs", "4")
+    assert result.status == status
+    if status == 2:
+        assert "--epochs 4: the learning rate depends on the number of epochs" in result.stderr
+        assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_fork_with_another_network_is_refused(
+    data_file: Path, tmp_path: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_step(monkeypatch, 4, stop)
+    file = changed(tmp_path)
+    options = ("--data", data_file, *SMALL, "--run-dir", "run", *NARROW)
+    assert run_here(file, *options).status == 128 + signal.SIGTERM
+    text = file.read_text()
+    file.write_text(text.replace("MnistCNN(config.dense_width", "MnistCNN(config.dense_width + 1"))
+    before = sorted(tmp_path.rglob("*"))
+    result = run_here(file, "--fork", "run", "--run-dir", "fork")
+    assert result.status == 2
+    assert result.stderr.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("name", ["averaged", "residual"])
+@pytest.mark.slow
+def test_in_half_precision_it_is_trained_resumed_and_exported(
+    name: str,
+    precision: str,
+    data_file: Path,
+    tmp_path: Path,
+    run_here: RunHere,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    skip_if_onednn_aborts(precision)
+    options = ("--data", data_file, *SMALL, *OPTIONS[name], "--precision", precision)
+    file = EIGHT / f"{name}.py"
+    assert run_here(file, *options, "--run-dir", "whole").status == 0
+    with monkeypatch.context() as patch:
+        at_step(patch, 8, stop)
+        assert run_here(file, *options, "--run-dir", "run").status == 128 + signal.SIGTERM
+    assert run_here(file, "--resume", "run").status == 0
+    assert left_by(tmp_path / "run") == left_by(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["residual", "averaged", "momentum", "forgetting"])
+@pytest.mark.slow
+def test_two_replicas_end_as_one_does_but_for_rounding(
+    name: str, data_file: Path, tmp_path: Path
+) -> None:
+    # In a process of its own, see test_experiments.test_other_ways_to_run.
+    width = () if name == "residual" else (*NARROW, "--dropout", "0", "0")
+    options = ("--data", data_file, *SMALL, "--epochs", "0.5", *width)
+    found: list[dict[str, Any]] = []
+    for strategy in ("default", "mirrored"):
+        strategy_options = ("--strategy", strategy, "--run-dir", strategy)
+        result = run_python(EIGHT / f"{name}.py", *options, *strategy_options, cwd=tmp_path)
+        assert (result.returncode, result.stderr) == (0, "")
+        newest = checkpoint_paths(tmp_path / strategy / "checkpoints")[0]
+        with safe_open(newest, "numpy") as file:
+            found.append({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+    one, two = found
+    for key, value in one.items():
+        if key.startswith(("model/", "extra/")):
+            np.testing.assert_allclose(two[key], value, rtol=1e-3, atol=1e-4, err_msg=key)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.slow
+def test_verify_passes(name: str, data_file: Path, tmp_path: Path) -> None:
+    own = {"early_stopping": ("--holdout", "60"), "own_loop": ("--holdout", "60")}.get(name, ())
+    command = ("-m", "research", "verify", EIGHT / f"{name}.py", "--data", data_file, "--json")
+    result = run_python(*command, "--", *own, cwd=tmp_path, timeout=600)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert all(check["holds"] for check in json.loads(result.stdout))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_its_diff_shows_only_the_idea(name: str) -> None:
+    files = (EXPERIMENTS / "mnist_cnn.py", EIGHT / f"{name}.py")
+    diff = list(difflib.ndiff(*(file.read_text().splitlines() for file in files)))
+    assert len([line for line in diff if line[0] in "+-"]) <= 50

@@ -23,7 +23,7 @@ def residual_network(precision: str) -> tf.keras.Model:
     x = layers.Conv2D(16, 3, strides=2, activation="relu", name="conv0", **own)(inputs)
     for n in (1, 2):
         y = layers.Conv2D(16, 3, padding="same", use_bias=False, name=f"conv{n}", **own)(x)
-        y = layers.BatchNormalization(name=f"normalization{n}", **own)(y)
+        y = layers.BatchNormalization(synchronized=True, name=f"normalization{n}", **own)(y)
         x = layers.Add(name=f"add{n}", **own)([x, layers.ReLU(name=f"relu{n}", **own)(y)])
     x = layers.GlobalAveragePooling2D(name="pool", **own)(x)
     return tf.keras.Model(inputs, layers.Dense(10, name="dense", **own)(x), name="residual")
