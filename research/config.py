@@ -124,7 +124,7 @@ class Config:
 
     @property
     def selection(self) -> tuple[str, int]:
-        """The figure that validations are ranked by; 1 if the highest is best, -1 if the lowest."""
+        """The figure that makes a validation best; 1 if by its highest value, -1 by its lowest."""
         highest_or_lowest, _, figure = self.select_by.partition(" ")
         return figure, 1 if highest_or_lowest == "highest" else -1
 
