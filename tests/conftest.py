@@ -1,4 +1,4 @@
-"""What the tests share: small data that can be learned, and one small finished run."""
+"""Shared by the tests: small data that a network can learn, and one small finished run."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ import tensorflow as tf
 REPOSITORY = Path(research.__file__).parents[1]
 EXPERIMENTS = REPOSITORY / "experiments"
 
-# Two logical CPUs, so that several replicas can be tested in this process; before first use.
+# Two logical CPUs, for tests of several replicas; TensorFlow allows this before its first use only.
 (_cpu,) = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(_cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 
 def make_split(count: int, name: str = "train", seed: int = 0) -> Split:
-    """Images that a network learns quickly: each class is a bright block in its own place."""
+    """Images that a network learns quickly: each class has a bright block at its own place."""
     rng = np.random.default_rng([seed, count])
     labels = (np.arange(count) % 10).astype(np.uint8)
     images = rng.integers(0, 60, (count, 28, 28, 1), np.uint8)
@@ -49,7 +49,7 @@ def make_split(count: int, name: str = "train", seed: int = 0) -> Split:
 
 
 def save_npz(dataset: Dataset, path: Path) -> Path:
-    """Writes a data set the way Keras keeps MNIST."""
+    """Writes a data set in the format in which Keras stores MNIST."""
     np.savez_compressed(
         path,
         x_train=dataset.train.images[..., 0],
@@ -61,7 +61,7 @@ def save_npz(dataset: Dataset, path: Path) -> Path:
 
 
 def skip_if_onednn_aborts(precision: str) -> None:
-    """Skips a test of a precision that ONEDNN_MAX_CPU_ISA rules out."""
+    """Skips a test of a precision in which ONEDNN_MAX_CPU_ISA would make TensorFlow abort."""
     if onednn_aborts(precision.removeprefix("mixed_")):
         pytest.skip(f"with this ONEDNN_MAX_CPU_ISA TensorFlow would abort in {precision}")
 
@@ -86,7 +86,7 @@ def make_state(
 
 @contextlib.contextmanager
 def begun(config: Config, dataset: Dataset, state: State, examples: int = 250) -> Iterator[Run]:
-    """A run of the reference experiment at work, its state as it starts."""
+    """A run of the reference experiment at work; ``state`` has the values that it starts from."""
     experiment = EXPERIMENTS / "mnist_cnn.py"
     with contextlib.ExitStack() as stack:
         directory = None
@@ -101,7 +101,7 @@ def begun(config: Config, dataset: Dataset, state: State, examples: int = 250) -
 def run_python(
     *arguments: str | Path, cwd: Path, timeout: float = 200
 ) -> subprocess.CompletedProcess[str]:
-    """Runs Python as a user would, and returns what it printed."""
+    """Runs Python in a process of its own and returns its output."""
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(
         command,
@@ -116,7 +116,7 @@ def run_python(
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a program ended, and what it printed."""
+    """The exit status and the output of a program."""
 
     status: int
     stdout: str
@@ -141,9 +141,8 @@ def run_here(
 ) -> RunHere:
     """Runs an experiment's file, or ``"research"``, in this process and in ``tmp_path``.
 
-    Whatever ends with status 2 must have left everything there as it was.
-
-    That saves the seconds in which TensorFlow is imported.
+    Whatever ends with status 2 must have left everything there as it was. In this process,
+    TensorFlow needs no further import, which takes seconds.
     """
 
     def run(program: str | Path, *arguments: str | Path, columns: int = 200) -> Result:
@@ -181,7 +180,7 @@ def data_file(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="session")
 def finished_run(data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a small run of the reference experiment; what it printed is in stdout."""
+    """The directory of a small finished run; the file ``stdout`` three levels up is its output."""
     folder = tmp_path_factory.mktemp("run")
     result = run_python(
         *(EXPERIMENTS / "mnist_cnn.py", "--data", data_file, "--epochs", "3"),

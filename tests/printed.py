@@ -1,4 +1,4 @@
-"""What a program has printed for people, read back."""
+"""Reads back the tables that a program prints."""
 
 from __future__ import annotations
 

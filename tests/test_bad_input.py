@@ -25,7 +25,7 @@ MakeFile = Callable[[Path], Path]
 
 
 def complaint(result: Result) -> str:
-    """The one line that a program complains with."""
+    """The one line of a program's error message."""
     assert result.status == 2
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1, result.stderr

@@ -1,4 +1,4 @@
-"""TensorBoard as a user sees it: the verb that starts it, and its dashboards in a real browser."""
+"""The verb ``board``, and TensorBoard's dashboards in a real browser."""
 
 from __future__ import annotations
 

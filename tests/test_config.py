@@ -1,4 +1,4 @@
-"""A command line that can't be followed is refused before anything is written."""
+"""An impossible command line is refused before anything is written."""
 
 from __future__ import annotations
 

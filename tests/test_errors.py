@@ -1,4 +1,4 @@
-"""An error names what the user can change: a line of the experiment, or what keeps a file back."""
+"""An error names a line of the experiment, or why a file can't be written and the remedy."""
 
 from __future__ import annotations
 

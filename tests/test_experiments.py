@@ -1,4 +1,4 @@
-"""What a user sees who runs the experiments."""
+"""The experiments and verbs as a user runs them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_screen_shows_what_the_seed_prints_and_nothing_else(finished_run: Pa
         assert re.search(rf"^{line}$", stdout, re.MULTILINE), line
     log = (finished_run / "log.txt").read_text()
     assert "Training finished successfully." in log
-    # Our own lines are marked; the others are what TensorFlow had to say.
+    # Our own lines begin with a mark; the other lines are TensorFlow's messages.
     assert any(line and not line.startswith("| ") for line in log.splitlines())
 
 
@@ -102,7 +102,7 @@ def test_an_experiment_runs_and_learns(name: str, data_file: Path, run_here: Run
     rows = [json.loads(row) for row in Path("run", "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if row["split"] == "validation"]
     assert losses[-1] < 2.2
-    # A layer that is not trained is drawn as well.
+    # The filters of a frozen layer are drawn, too.
     (events,) = Path("run", "train").glob("events.*")
     assert b"figures/filters_conv1" in events.read_bytes()
 
@@ -143,7 +143,7 @@ def test_other_ways_to_run(
     assert (result.returncode, result.stderr) == (0, "")
     recorded = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     saved = evaluate(load_h5(tmp_path / "run" / "mnist.h5"), dataset.test)
-    assert recorded["test"]["loss"] == saved.loss  # the figures are those of the file, in float32
+    assert recorded["test"]["loss"] == saved.loss  # the figures are the exported file's, in float32
 
 
 @pytest.mark.parametrize("in_hardware", [True, False])
@@ -172,7 +172,7 @@ def test_a_reader_that_goes_away_does_not_end_the_training(data_file: Path, tmp_
     command = f"{sys.executable} {EXPERIMENTS / 'mnist_cnn.py'} --data {data_file} --epochs 1"
     shell = f"{command} --run-dir run | head -1"
     shown = subprocess.run(shell, shell=True, cwd=tmp_path, check=True, capture_output=True)
-    assert shown.stderr == b""  # nor anything about a BrokenPipeError at the very end
+    assert shown.stderr == b""  # not even a BrokenPipeError at exit
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert evaluation["steps"] == 3
 
@@ -199,7 +199,7 @@ def test_bench_measures_each_loop_and_its_operations(tmp_path: Path) -> None:
     times = found["milliseconds_per_step"]
     assert tuple(times) == loops
     assert all(len(of_loop) == 2 and min(of_loop) > 0 for of_loop in times.values())
-    # By hand: 3x3 kernels at 26x26 and 24x24 places, and two dense layers; 128 images.
+    # Computed by hand: 3x3 kernels at 26x26 and 24x24 places, and two dense layers; 128 images.
     forward = [9 * 32 * 26**2, 9 * 32 * 64 * 24**2, 9216 * 256, 256 * 10]
     expected = 2 * 128 * (3 * sum(forward) - forward[0])
     assert found["gigaflop_per_step"] == pytest.approx(expected / 1e9)
@@ -217,7 +217,7 @@ def test_bench_shows_tables_and_says_which_loop_fails(tmp_path: Path) -> None:
     assert shown.returncode == 0, shown.stderr
     for words in ("time over floor", "ours-float32: operation", "n = 2", "Floor: the 10.1 GFLOP"):
         assert words in shown.stdout
-    # What is set after this project has been imported is for the others only.
+    # A variable set after the import of this project affects Keras and PyTorch only.
     code = "import os; from research.__main__ import main; os.environ['KERAS_BACKEND'] = 'none'; "
     code += "main()"
     failed = run_python(
@@ -263,6 +263,6 @@ def test_whole_trainings_are_those_of_the_experiment_and_compared_with_fit(tmp_p
 
 def test_importing_the_package_leaves_out_what_takes_long_and_is_not_needed(tmp_path: Path) -> None:
     code = "import sys, research.experiment; assert 'matplotlib.pyplot' not in sys.modules; "
-    code += "import matplotlib.pyplot"  # it can be had
+    code += "import matplotlib.pyplot"  # it can be imported
     result = run_python("-c", code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

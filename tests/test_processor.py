@@ -1,4 +1,4 @@
-"""What is taken to be the processor's: its own extensions, as far as oneDNN may use them."""
+"""The processor's features are its extensions, as far as oneDNN may use them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README says what is so."""
+"""README.md and runs/README.md agree with the program."""
 
 from __future__ import annotations
 

@@ -34,9 +34,9 @@ def test_a_signal_asks_to_stop_and_decides_the_exit_status(
             os.kill(os.getpid(), number)
             left.append(False)
         assert not left
-        os.kill(os.getpid(), signal.SIGTERM)  # a second one changes nothing
+        os.kill(os.getpid(), signal.SIGTERM)  # a second signal changes nothing
     assert (stop.signal, stop.exit_status) == (number, 128 + number)
-    os.kill(os.getpid(), number)  # until the interpreter has ended
+    os.kill(os.getpid(), number)  # signals stay ignored until the interpreter ends
     assert capfd.readouterr().out == f"\nStopping after {name}.\n"
 
 
@@ -77,7 +77,7 @@ def test_a_run_that_is_stopped_goes_on_as_if_uninterrupted(
     assert left_by(tmp_path / "run") == left_by(finished_run)
 
 
-# No temporary directory, no home directory, and no user of that name.
+# This program runs without a temporary directory, a home directory, and a user name.
 BARE = """
 import os, pwd, runpy, sys, tempfile
 def unknown(user): raise KeyError(user)

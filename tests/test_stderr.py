@@ -1,4 +1,4 @@
-"""What TensorFlow mutters goes to the log; what a step prints is shown, wherever that goes."""
+"""TensorFlow's log messages go to the log only; a step's output is shown."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MUTTERED = (
 
 @pytest.fixture
 def descriptors() -> Iterator[None]:
-    """Standard input, output and error are as before, whatever becomes of them."""
+    """Restores standard input, output and error after the test."""
     saved = [os.dup(number) for number in range(3)]
     yield
     for number, descriptor in enumerate(saved):

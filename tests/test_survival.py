@@ -1,4 +1,4 @@
-"""A run goes on as if nothing had happened: after kills, signals, NaN, damage, a full disk."""
+"""A run survives kills, signals, NaN, damaged files and a full disk, and ends as uninterrupted."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def everything(run: Path) -> dict[Path, bytes]:
 
 
 def change_sealed(path: Path, changes: dict[str, Any]) -> None:
-    """Changes a sealed file as only somebody who knows how it is sealed can."""
+    """Changes a sealed file and seals it again."""
     write_sealed_json(path, read_sealed_json(path) | changes)
 
 
 def cut_off(run: Path) -> Path:
-    """Makes a finished run one that was killed after its last checkpoint but one."""
+    """Turns a finished run into one that was killed after its last checkpoint but one."""
     for name in ("mnist.h5", "mnist.h5.sha256", "evaluation.json"):
         (run / name).unlink()
     checkpoint_paths(run / "checkpoints")[0].unlink()
@@ -113,7 +113,7 @@ def test_a_run_may_be_resumed_with_other_logging_and_ends_the_same(
     assert run_here(EXPERIMENT, "--resume", cut_off(run), *options).status == 0
     for what in ("the last checkpoint", "evaluation.json"):
         assert left_by(run)[what] == left_by(finished_run)[what]
-    assert len(checkpoint_paths(run / "checkpoints")) in (3, 4)  # and perhaps the best
+    assert len(checkpoint_paths(run / "checkpoints")) in (3, 4)  # three, and perhaps the best
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_a_fork_goes_on_from_the_step_of_its_first_line_whatever_becomes_of_its_
     config = parse(load_experiment(EXPERIMENT).config, arguments, experiment="mnist_cnn")
     state = make_state(dense_width=16, learning_rate=LearningRate(1.0))
     with begun(config, dataset, state):
-        pass  # killed at once
+        pass  # killed immediately
     assert json.loads((tmp_path / "fork" / "config.json").read_text())["at_step"] == 24
     shutil.rmtree(run)
     result = run_here(EXPERIMENT, "--resume", "fork")
@@ -329,7 +329,7 @@ def test_a_fork_goes_on_from_a_checkpoint_of_another_run(
     assert (result.status, result.stderr) == (0, "")
     assert f"Forked from {run} after step {at}" in result.stdout
     found, expected = left_by(tmp_path / "same"), left_by(finished_run)
-    assert found == expected  # nothing was overridden, so it ends as the other did
+    assert found == expected  # without other options the fork ends like its source
     config = json.loads((tmp_path / "same" / "config.json").read_text())
     assert (config["fork"], config["at_step"]) == (str(run), at)
     other = run_here(EXPERIMENT, "--fork", run, "--learning-rate", "0.5", "--epochs", "4")
@@ -346,7 +346,7 @@ def test_a_fork_goes_on_from_a_checkpoint_of_another_run(
     assert not (tmp_path / "refused").exists()
 
 
-# A step that, told so, spoils the second convolution within one step.
+# On request, this step makes the second convolution NaN within one step.
 SPOILED = """
     spoiled = int(os.environ.get("SPOIL", "-1"))
     if spoiled >= 0:
@@ -370,7 +370,7 @@ def recovered(
     run_here: RunHere,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[int], Path]:
-    """A function (step) -> run: NaN has stopped the run there, and it has gone on to its end."""
+    """A function (step) -> run that NaN stopped at this step and that then went on to its end."""
 
     def recover(at: int) -> Path:
         run = tmp_path / f"nan-{at}"
@@ -480,7 +480,7 @@ def test_nan_at_twenty_random_steps(recovered: Callable[[int], Path]) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, where this machine lets us have one."""
+    """A small file system, if this machine allows to mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
@@ -498,7 +498,7 @@ def test_a_disk_that_is_full_at_twenty_moments(
     options = [*OPTIONS, "--data", str(data_file), "--checkpoint-every", "5"]
     size = checkpoint_paths(finished_run / "checkpoints")[0].stat().st_size
     full, where = 0, set()
-    # Room for some checkpoints, and for a little more, so that small files come to grief, too.
+    # Room for some checkpoints and a little more, so that small files fail, too.
     for checkpoints, pages in itertools.product(range(4), (5, 9, 12, 15, 40)):
         run, filler = small_disk / "run", small_disk / "filler"
         left = checkpoints * size + pages * 4096
@@ -527,7 +527,7 @@ def test_a_disk_that_is_full_at_twenty_moments(
 
 @pytest.fixture
 def another(data_file: Path, tmp_path: Path, run_here: RunHere) -> dict[str, bytes]:
-    """The content of files of a run with another seed, to swap them for those of the finished."""
+    """The files of a run with another seed, to swap with the finished run's files."""
     options = ("--data", data_file, "--seed", "1", "--run-dir", "another")
     kept = ("--checkpoint-every", "1", "--keep-checkpoints", "99")
     assert run_here(EXPERIMENT, *OPTIONS, *options, *kept).status == 0
@@ -566,10 +566,10 @@ def test_models_damaged_250_times(run: Path, another: dict[str, bytes]) -> None:
             path.write_bytes(content)
         target = rng.choice([h5, h5, digest])
         damage(target, another, rng)
-        if rng.random() < 0.3 and target == h5:  # it has been moved without its digest
+        if rng.random() < 0.3 and target == h5:  # the file was moved without its digest
             digest.unlink()
             if h5.exists() and h5.read_bytes() == another["mnist.h5"]:
-                continue  # a good file, without anything that says that it should be another
+                continue  # a good file, and nothing shows that it is the wrong one
         try:
             loaded = load_h5(h5).get_weights()
         except InputError as error:
@@ -655,7 +655,7 @@ def free_port() -> int:
 
 
 def points(port: int, run: str, tag: str, count: int) -> list[tuple[float, int, float]]:
-    """What TensorBoard serves of a tag: wall time, step, value; waits until it has read enough."""
+    """Waits for TensorBoard to serve a tag; returns wall time, step and value of each point."""
     url = f"http://localhost:{port}/data/plugin/scalars/scalars?tag={tag}&run={run}"
     deadline, found = time.monotonic() + 60, list[Any]()
     while time.monotonic() < deadline and len(found) < count:

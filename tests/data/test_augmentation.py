@@ -16,7 +16,7 @@ SEED = [3, 5]
 
 
 def point(height: int, width: int, y: int, x: int, count: int) -> Any:
-    """Images of a dot: 1 at (y, x), with half of it around, and 0 everywhere else."""
+    """Images of a dot: 1 at (y, x), 0.5 at its neighbours, and 0 elsewhere."""
     images = np.zeros((count, height, width, 1), np.float32)
     images[:, y - 1 : y + 2, x - 1 : x + 2] = 0.5
     images[:, y, x] = 1
@@ -24,7 +24,7 @@ def point(height: int, width: int, y: int, x: int, count: int) -> Any:
 
 
 def places(images: Any) -> npt.NDArray[Any]:
-    """Where the dot of each image is, from its middle: [B, 2], down and right."""
+    """The place of each image's dot relative to the middle: [B, 2], down and right."""
     mass = np.asarray(images)[..., 0].astype(np.float64)
     total = mass.sum((1, 2))
     height, width = mass.shape[1:]
@@ -107,5 +107,5 @@ def test_each_amount_is_uniform_within_its_limits(
     np.testing.assert_allclose(after.mean(0), (-9, -8), atol=0.1)
     uniform = (np.asarray(high) - np.asarray(low)) / math.sqrt(12)
     np.testing.assert_allclose(after.std(0), uniform, atol=0.1)
-    if set(change) != {"shear"}:  # down and right are drawn apart
+    if set(change) != {"shear"}:  # the shift has two amounts, down and right
         assert abs(np.corrcoef(after.T)[0, 1]) < 0.06

@@ -57,7 +57,7 @@ def test_every_format_gives_the_same_data(how: str, dataset: Dataset, tmp_path: 
 
 
 def npz_of_headers(path: Path, headers: dict[str, tuple[str, tuple[int, ...]]]) -> Path:
-    """An .npz whose arrays promise a dtype and a shape, and have no data."""
+    """An .npz whose arrays have headers with a dtype and a shape, and no data."""
     usual = {"x_train": ("|u1", (20, 28, 28)), "y_train": ("|u1", (20,))}
     usual |= {"x_test": usual["x_train"], "y_test": usual["y_train"]}
     with zipfile.ZipFile(path, "w") as archive:

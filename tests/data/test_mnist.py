@@ -60,7 +60,7 @@ def test_no_network_is_one_clear_error(empty_cache: Path, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[Path], None]]:
-    """A function that serves a file, on this machine, in the place of Keras's."""
+    """A function that makes a local server serve a file in place of Keras's server."""
     folder = tmp_path / "served"
     folder.mkdir()
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
@@ -82,7 +82,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[
 def test_it_comes_from_keras_server_first(
     serve: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mnist.load_mnist()  # for its content
+    mnist.load_mnist()  # the served file needs its content
     serve(mnist.cache_path())
     monkeypatch.setattr(mnist, "_from_index", no_network)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "empty"))

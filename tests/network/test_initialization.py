@@ -1,4 +1,4 @@
-"""Initial weights other than the layers' own."""
+"""Initial weights that differ from the layers' defaults."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_outputs_of_decorrelating_filters_are_centred_and_of_like_size() -> None
     conv1 = MnistCNN(8).conv1
     set_decorrelating_filters(conv1, 0)
     pixels = np.random.default_rng(0).normal(size=(28, 28, 500))
-    for _ in range(2):  # along the columns, then along the rows
+    for _ in range(2):  # along columns, then rows
         pixels = np.swapaxes(pixels, 0, 1)
         for place in range(1, 28):
             pixels[place] = 0.8 * pixels[place - 1] + 0.6 * pixels[place]

@@ -1,4 +1,4 @@
-"""The layers that are faster than Keras's compute what Keras's compute."""
+"""The project's faster layers compute the same as Keras's layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from conftest import skip_if_onednn_aborts
 
 
 def made(shape: list[int], number: int) -> Any:
-    """Normally distributed numbers that bfloat16 can hold."""
+    """Normally distributed numbers, rounded to bfloat16."""
     numbers = tf.random.stateless_normal(shape, [1, number])
     return tf.cast(tf.cast(numbers, tf.bfloat16), tf.float32)
 
@@ -50,7 +50,7 @@ def ours_keras_and_exact(channels: int, pool: int | None, precision: str) -> lis
 def loss_weights(
     inputs: Any, kernel: Any, bias: Any, pool: int | None, unit_roundoff: float
 ) -> Any:
-    """What each output counts in the loss: nothing where rounding may decide max pooling or ReLU.
+    """The weight of each output in the loss: 0 where rounding may decide max pooling or ReLU.
 
     There the whole gradient may go another way, and both ways are right.
     """
@@ -66,14 +66,14 @@ def loss_weights(
     margin = np.abs(largest + bias)
     if pool:
         margin = np.minimum(margin, largest - ranked[..., -2])
-    # Two roundings of each of the two numbers that are compared.
+    # Each of the two compared numbers is rounded twice.
     decided = margin > 4 * unit_roundoff * (np.abs(largest) + np.abs(bias))
     assert decided.mean() > 0.8
     return made([*largest.shape], 7).numpy() * decided
 
 
 def values_and_gradients(layer: Any, variables: Any, inputs: Any, weights: Any) -> list[Any]:
-    """The output, and gradients by the input, the kernel and the bias, compiled as in training."""
+    """The output, and the gradients of input, kernel and bias, compiled as in training."""
 
     @tf.function
     def compute() -> Any:
@@ -99,8 +99,8 @@ def computed(
     return [values_and_gradients(*layer, inputs, weights) for layer in layers], bias
 
 
-# Whichever instructions a processor has, and in whichever order its kernels sum, a sum of n float32
-# numbers errs by about sqrt(n) * 2**-24 of their size: 1e-6 here.
+# On any processor, a sum of n float32 numbers has an error of about sqrt(n) * 2**-24 of their size:
+# 1e-6 here.
 @pytest.mark.parametrize("only_avx2", [True, False])
 @pytest.mark.parametrize(("channels", "pool"), [(1, None), (8, None), (8, 2), (16, 3)])
 def test_a_convolution_computes_what_keras_computes(

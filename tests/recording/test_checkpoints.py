@@ -41,7 +41,7 @@ def state() -> State:
 
 @pytest.fixture
 def saved(state: State, tmp_path: Path) -> Path:
-    """Its checkpoint."""
+    """The checkpoint of ``state``."""
     unreported = Unreported({"loss": np.array([1.5, 0.1], np.float32)}, 0.25)
     logged = Logged(7, "0f", {"train": 2}, {"train": 3})
     path = checkpoint_path(tmp_path, 4)
@@ -84,7 +84,7 @@ def test_any_damage_is_noticed(saved: Path, state: State) -> None:
     rng = random.Random(0)
 
     def flip(content: bytearray) -> None:
-        # Half of them in the header, which is a small part of the file.
+        # Half of the flips hit the header, which is a small part of the file.
         where = rng.randrange(rng.choice([8 + int.from_bytes(content[:8], "little"), len(content)]))
         content[where] ^= 1 << rng.randrange(8)
 

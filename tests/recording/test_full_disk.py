@@ -1,4 +1,4 @@
-"""What is written when there is no room ends in one clear error, and spoils nothing."""
+"""On a full disk every write ends in one clear error and leaves earlier files intact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damage to what a run has recorded is noticed, told, and mended from the other log."""
+"""Damage to a run's logs is noticed, reported, and mended from the other log."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def spoil(path: Path) -> None:
 
 
 def alter(path: Path) -> None:
-    """Makes another number of one, which no parser can notice."""
+    """Changes one digit, which no parser can notice."""
     lines = path.read_text().splitlines(keepends=True)
     values = json.loads(lines[2])
     lines[2] = json.dumps(values | {"loss": values["loss"] + 1}) + "\n"
@@ -79,7 +79,7 @@ def link(path: Path) -> None:
     path.symlink_to("elsewhere")
 
 
-# The others are much the same, and take their time.
+# The other kinds of damage are similar and slow.
 CASES = [
     *(flip, Path.unlink, fifo),
     *(pytest.param(case, marks=pytest.mark.slow) for case in (cut, empty, folder, link)),
@@ -87,7 +87,7 @@ CASES = [
 
 
 def same_lines(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> bool:
-    """Whether lines of metrics.jsonl are the same, in the precision of float32."""
+    """Whether lines of metrics.jsonl are equal in float32 precision."""
     pairs = zip(found, expected, strict=True)
     return all(a.keys() == b.keys() and all(map(_same, a.values(), b.values())) for a, b in pairs)
 
@@ -107,7 +107,7 @@ def test_a_damaged_log_is_told_kept_and_made_from_tensorboards_files(
     assert same_lines(found.pop("metrics.jsonl"), expected.pop("metrics.jsonl"))
     assert found == expected
     told = r"metrics\.jsonl: damaged; \d of 6 lines are made from TensorBoard's files"
-    # A flip may hit the seconds, which are compared with nothing.
+    # A flip may hit the seconds, which no other log holds.
     assert len(re.findall(told, result.stdout)) == 1
     assert "lost" not in result.stdout
     assert os.path.lexists(run / "metrics.damaged") == (damage != Path.unlink)
@@ -135,7 +135,7 @@ def test_damaged_tensorboard_files_are_told_kept_and_made_from_the_log(
     told = rf"run/{split}: TensorBoard's files are damaged; .*(points are made from|lost)"
     assert len(re.findall(told, result.stdout)) == 1, result.stdout
     assert os.path.lexists(run / split / "events.damaged") == (damage != Path.unlink)
-    assert len(event_files(run / split)) == 2  # what was mended, and what was recorded after
+    assert len(event_files(run / split)) == 2  # the mended file, and the file of the resumed run
 
 
 def test_what_is_lost_in_both_logs_is_counted(

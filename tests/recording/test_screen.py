@@ -1,4 +1,4 @@
-"""What can't be shown ends no training; an answer that can't be shown is an error in one line."""
+"""A failing screen ends no training; an answer that can't be printed is an error in one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rich.table import Table
 
 @contextlib.contextmanager
 def broken(descriptor: int, how: str) -> Iterator[None]:
-    """Lets writing to a descriptor fail."""
+    """Makes writing to a descriptor fail."""
     if how == "full":
         broken = os.open("/dev/full", os.O_WRONLY)
     else:
@@ -85,7 +85,7 @@ def test_a_stream_that_another_program_made_non_blocking_is_waited_for() -> None
     try:
         with Screen() as screen:
             pid = os.fork()
-            if not pid:  # reads what is more than the pipe holds
+            if not pid:  # reads the output that the pipe can't hold
                 os.closerange(1, 3)
                 while os.read(reader, 1 << 16):
                     pass

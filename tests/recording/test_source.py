@@ -1,4 +1,4 @@
-"""What is not committed is a bounded patch that can be applied, whatever git's configuration."""
+"""Uncommitted changes become a bounded patch that git applies, under any git configuration."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def repository(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def content(folder: Path, git_files: bool = False) -> dict[str, tuple[bool, bytes]]:
-    """Everything below a folder: whether it is executable, and its bytes or a link's target."""
+    """The files below a folder: each one's executable bit, and its bytes or its link's target."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
@@ -187,7 +187,7 @@ def test_a_new_index_and_an_attribute_of_the_repository_make_no_difference(tmp_p
     attributes = {".gitattributes": b"*.md text eol=crlf\n*.py diff=python\n*.py ident\n"}
     source = repository(tmp_path / "source", COMMITTED | attributes | {"a.md": b"a\r\nb\r\n"})
     for name in COMMITTED:
-        os.utime(source / name, (1e9, 1e9))  # as in a copy: the index knows other times
+        os.utime(source / name, (1e9, 1e9))  # as in a copy: the index holds other times
     assert uncommitted_changes(source / "bytes") == b""
     write(source, {"a.md": b"a\r\nc\r\n", "new.md": b"1\r\n", "run.sh": b"false\n"})
     patch = uncommitted_changes(source / "bytes")
@@ -314,7 +314,7 @@ def test_run_directories_and_virtual_environments_are_no_source(
     source = repository(tmp_path / "source", {"a.py": b"1\n"})
     write(source, {f"out/{marker}": text.encode(), "out/train/events": b"1\n", "out/x.py": b"\n"})
     assert (b"out/x.py" in uncommitted_changes(source / "a.py")) == recorded
-    # The root of the repository is never taken for one.
+    # The root of the repository itself is never treated as one.
     write(source, {marker: text.encode(), "new.py": b"1\n"})
     assert b"b/new.py" in uncommitted_changes(source / "a.py")
 

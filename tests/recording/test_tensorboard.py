@@ -33,7 +33,7 @@ EXPERIMENT = EXPERIMENTS / "mnist_cnn.py"
 
 
 def read(folder: Path) -> EventAccumulator:
-    """What TensorBoard's own reader finds in a folder."""
+    """The events of a folder, read by TensorBoard's own reader."""
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
     events.Reload()
     return events
@@ -47,12 +47,12 @@ def values(events: EventAccumulator, tag: str) -> dict[int, Any]:
 
 
 def plugin(events: EventAccumulator, tag: str) -> str:
-    """The dashboard that a tag belongs to."""
+    """The dashboard of a tag."""
     return str(events.SummaryMetadata(tag).plugin_data.plugin_name)
 
 
 def pixels(value: Any) -> Any:
-    """The picture in an image summary, which says its width and height first."""
+    """The picture in an image summary, whose first two strings are its width and height."""
     width, height, png = value
     image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
     assert image.shape == (int(height), int(width), 3)

@@ -61,7 +61,7 @@ def test_a_probability_of_zero_gives_a_finite_loss() -> None:
 
 
 def test_the_interval_is_wilsons() -> None:
-    # Worked from the formula with 95% and 8 of 10: see Wilson (1927).
+    # Computed by hand from the formula of Wilson (1927), for 95% and 8 of 10.
     assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert wilson_interval(10, 10)[1] == pytest.approx(1)
     assert wilson_interval(0, 10)[0] == pytest.approx(0)

@@ -22,7 +22,7 @@ import pytest
 import tensorflow as tf
 from conftest import make_split, run_python
 
-# Runs in a process of its own and in isolated mode, without this project.
+# This program runs in a process of its own, in isolated mode, without this project.
 ELSEWHERE = """
 import json, sys
 import numpy as np, tensorflow as tf
@@ -42,13 +42,13 @@ print(json.dumps({
 
 
 class Residual(tf.keras.Model):
-    """A residual connection and batch normalization: a network that is no Sequential."""
+    """A network with a residual connection and batch normalization, not a Sequential."""
 
     def __init__(self, precision: str = "float32") -> None:
         super().__init__(name="residual", dtype=precision)
         tf.keras.utils.set_random_seed(1)
         layers = tf.keras.layers
-        # In another order than the twin's.
+        # The layers have another order than the twin's.
         self.dense = layers.Dense(10, name="dense", dtype=precision)
         for n in (1, 2):
             convolution = layers.Conv2D(
@@ -184,14 +184,14 @@ def test_a_residual_network_with_batch_normalization_is_exported(tmp_path: Path)
 
 
 class Forgetful(tf.keras.optimizers.SGD):
-    """An optimizer of one's own, with an option that Keras does not know."""
+    """A custom optimizer with an option that Keras does not have."""
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"forgetting": 0.5}
 
 
 class Own(tf.keras.optimizers.Optimizer):
-    """An optimizer that is none of Keras's."""
+    """A custom optimizer without a stock Keras class."""
 
     def __init__(self) -> None:
         super().__init__(0.1)
@@ -304,7 +304,7 @@ def softmax(units: int) -> Callable[[Any], Any]:
 
 
 class Flatten(tf.keras.layers.Flatten):
-    """A layer of one's own with the name of a stock layer."""
+    """A custom layer with the name of a stock layer."""
 
 
 @pytest.mark.parametrize(
@@ -357,7 +357,7 @@ def test_a_network_too_large_for_the_file_is_not_even_built(width: int) -> None:
         MnistCNN(width)
 
 
-# Options with which each layer differs from its defaults, and takes part in the predictions.
+# Options that differ from each layer's defaults and that change the predictions.
 OPTIONS: dict[str, dict[str, Any]] = {
     "Conv2D": dict(filters=6, kernel_size=(3, 2), strides=2, padding="same", groups=2),
     "DepthwiseConv2D": dict(kernel_size=3, depth_multiplier=2, dilation_rate=2, activation="elu"),

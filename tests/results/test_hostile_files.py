@@ -1,4 +1,4 @@
-"""A model file from elsewhere executes nothing, opens nothing else, and bounds what is read."""
+"""Loading an untrusted model file executes nothing, opens no other file, and reads little."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def virtual(file: Any) -> None:
 
 
 def unlimited(file: Any) -> None:
-    os.mkfifo("pipe.h5")  # whoever opened it would wait for ever
+    os.mkfifo("pipe.h5")  # opening it would wait forever
     layout = h5py.VirtualLayout((8,), "f4", maxshape=(None,))
     source = h5py.VirtualSource("pipe.h5", "x", (8,), maxshape=(None,))
     layout[: h5py.h5s.UNLIMITED] = source[: h5py.h5s.UNLIMITED]
@@ -129,12 +129,12 @@ def reconfigured(text: Any) -> Callable[[Any], None]:
 
 
 def described(change: Callable[[Config], Any]) -> Callable[[Any], None]:
-    """Changes the description of a network; ``change`` gets its JSON."""
+    """Changes the description of a network; ``change`` gets the parsed JSON."""
 
     def rewrite(file: Any) -> None:
         config = json.loads(file.attrs["model_config"])
         change(config)
-        del file.attrs["model_config"]  # a longer text needs another place
+        del file.attrs["model_config"]  # a longer text needs a new attribute
         file.attrs["model_config"] = json.dumps(config)
 
     return rewrite
@@ -151,12 +151,12 @@ def option(name: str, **changes: Any) -> Callable[[Any], None]:
 
 
 def another(name: str, **changes: Any) -> Callable[[Any], None]:
-    """Changes what is said about the layer ``name`` beside its options."""
+    """Changes the entry of the layer ``name``, outside of its options."""
     return described(lambda config: entry(config, name).update(changes))
 
 
 def renamed(name: Any) -> Callable[[Any], None]:
-    """Renames conv1, and every mention of it."""
+    """Renames conv1 wherever the file names it."""
 
     def rewrite(file: Any) -> None:
         text = file.attrs["model_config"].replace('"conv1"', json.dumps(name))
@@ -167,7 +167,7 @@ def renamed(name: Any) -> Callable[[Any], None]:
 
 
 def fed(name: str, *sources: Any, **options: Any) -> Callable[[Any], None]:
-    """Makes the layer ``name`` take the outputs of others."""
+    """Makes the layer ``name`` take the outputs of other layers."""
     tensors = [
         {"class_name": "__keras_tensor__", "config": {"keras_history": [source, 0, 0]}}
         for source in sources
@@ -214,7 +214,7 @@ def many_layers(config: Config) -> None:
 
 
 def large_outputs(config: Config) -> None:
-    """100 layers of 28 x 28 x 16 numbers, and no weights."""
+    """100 layers with outputs of 28 x 28 x 16 numbers, and no weights."""
     layers = config["config"]["layers"]
     wide(config, 16)
     for number in range(100):
@@ -238,7 +238,7 @@ def many_parameters(config: Config) -> None:
 
 
 def uneven_strides(config: Config) -> None:
-    """A layer that Keras builds, and TensorFlow can't compute."""
+    """A layer that Keras builds and TensorFlow can't compute."""
     found = entry(config, "conv1")
     found["class_name"] = "DepthwiseConv2D"
     keep = ("name", "padding", "activation", "kernel_size", "data_format")
@@ -306,7 +306,7 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
 }
 
 
-# The same for a functional model; a file without digests has nothing else to protect it.
+# The same for a functional model, in a file without digests.
 HOSTILE_FUNCTIONAL: dict[str, tuple[Callable[[Any], None], str]] = {
     "model in a model": (described(nested), "no layer 'Functional'"),
     "200 models in one another": (described(nested_often), "no layer 'Sequential'"),
@@ -420,7 +420,7 @@ def test_it_is_refused_in_one_line(
     monkeypatch.chdir(tmp_path)
     path = make(kind, exported if kind in HOSTILE else functional, tmp_path)
     (tmp_path / "other.h5").unlink()
-    (tmp_path / "other.h5").mkdir()  # whoever opened it would say so
+    (tmp_path / "other.h5").mkdir()  # opening it would fail
     with pytest.raises(InputError, match=(HOSTILE | HOSTILE_FUNCTIONAL)[kind][1]) as caught:
         load_h5(path)
     assert str(caught.value).startswith(str(path))
@@ -465,7 +465,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
             load_h5(path)
 
 
-# Loads each file, and prints how long that took and how much memory the process ever had.
+# This program loads each file and prints the time and the process's peak memory.
 MEASURED = """
 import re, sys, time
 from pathlib import Path

@@ -90,7 +90,7 @@ def test_ink_on_a_transparent_ground_is_seen(ink: int, tmp_path: Path) -> None:
         (b"", "not an image"),
         (b"not an image at all", "not an image"),
         (b"\x89PNG\r\n\x1a\n" + bytes(50), "not an image"),
-        # Pillow knows these formats, and would start Ghostscript for the first.
+        # Pillow reads these formats; for the first it would start Ghostscript.
         (
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 28 28\n%%EndComments\n",
             "one of the format",

@@ -1,4 +1,4 @@
-"""What ``bench`` computes from what it measures; ``test_experiments.py`` runs it."""
+"""The arithmetic of ``bench``; ``test_experiments.py`` runs the verb itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from conftest import EXPERIMENTS
 def test_the_floor_counts_what_a_step_has_to_compute(name: str, per_place: tuple[int, ...]) -> None:
     experiment = load_experiment(EXPERIMENTS / f"{name}.py")
     model = experiment.build(experiment.config(), Plan(60_000, 128, 1)).model
-    # By hand: 3x3 kernels at 26x26 and 24x24 places, and two dense layers.
+    # Computed by hand: 3x3 kernels at 26x26 and 24x24 places, and two dense layers.
     forward = [9 * 32 * 26**2, 9 * 32 * 64 * 24**2, 9216 * 256, 256 * 10]
     expected = sum(2 * 100 * n * times for n, times in zip(forward, per_place, strict=True))
     assert floating_point_operations(model, 100) == expected
@@ -43,8 +43,8 @@ def test_the_time_of_fit_is_that_of_twelve_epochs() -> None:
     with Screen() as screen:
         found = compare_trainings(ask_ours, ask_fit, screen=screen, **options)
     assert (found["experiment"], found["examples"]) == ("e.py", 1000)
-    # 12 epochs of 8 steps of 128, of which 4 take 2 seconds.
+    # 12 epochs have 8 steps of 128 examples each; 4 steps take 2 seconds.
     assert [row["fit_seconds"] for row in found["trainings"]] == [48.0] * 3
     assert [row["fit_over_ours"] for row in found["trainings"]] == [9.6] * 3
-    # One warms up; then each comes first at times.
+    # The first warms up; then the order alternates.
     assert asked == ["fit", "seed 0", "fit", "fit", "seed 1", "seed 2", "fit"]

@@ -1,4 +1,4 @@
-"""What ``evaluate`` prints, read as a person reads it."""
+"""The output of ``evaluate``, read as a person reads it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An experiment that a verb loads is as it is when Python runs its file."""
+"""A loaded experiment behaves as when Python runs its file."""
 
 from __future__ import annotations
 

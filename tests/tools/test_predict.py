@@ -1,4 +1,4 @@
-"""What ``predict`` prints, read as a person reads it."""
+"""The output of ``predict``, read as a person reads it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from conftest import RunHere, make_split
 from PIL import Image
 from printed import printed_tables
 
-# A file's name, and how it is shown.
+# The name of a file, and its name as printed.
 NAMES = {
     "digit.png": "digit.png",
     "a folder/digit.png": "a folder/digit.png",
@@ -37,7 +37,7 @@ def h5(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def image(tmp_path: Path) -> MakeImage:
-    """Makes an image file of a name; returns the path as a user in ``tmp_path`` would give it."""
+    """Makes an image file with a name; returns its path relative to ``tmp_path``."""
 
     def make(name: str) -> Path:
         path = tmp_path / name
@@ -64,7 +64,7 @@ def test_the_table_shows_digit_confidence_and_runner_up_of_every_name(
         ranked = sorted(enumerate(row["probabilities"]), key=lambda pair: -pair[1])
         (first, confidence), (second, chance), *_ = ranked
         assert first == row["digit"]
-        # A line break in a cell stands where a word ended, or where it was folded.
+        # A line break in a cell is a space, or the place where a long word was folded.
         assert cells[0].replace("\n", "").replace(" ", "") == name.replace(" ", "")
         assert cells[1:] == [str(first), f"{confidence:.4f}", f"{second} ({chance:.4f})"]
 

@@ -1,4 +1,4 @@
-"""What ``replay`` makes of a bundle, and what it prints, read as a person reads it."""
+"""The values that ``replay`` finds in a bundle, and its output, read as a person reads it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from conftest import EXPERIMENTS, RunHere, make_split
 from printed import printed_tables
 
 REASON = "loss became nan at step 1"
-# In place of the reference's step.
+# This step replaces the reference experiment's.
 STEPS = {
     "sound": "",
     "spoils conv2": "images = images / tf.reduce_min(images)",
@@ -40,7 +40,7 @@ MakeBundle = Callable[..., Path]
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> MakeBundle:
-    """Makes a bundle of an experiment whose step begins with a line, and returns its path."""
+    """Makes a bundle whose experiment's step begins with ``first_line``; returns its path."""
 
     def make(first_line: str = "", examples: int = 4, name: str = "mnist_cnn") -> Path:
         folder = tmp_path / "replay-step-00000001"

@@ -1,4 +1,4 @@
-"""Which model a run directory or a file stands for, and what is said where it has none."""
+"""The model of a run directory or a file, and the error if there is none."""
 
 from __future__ import annotations
 

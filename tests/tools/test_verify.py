@@ -1,4 +1,4 @@
-"""What someone is told who has broken a step, and what is said of a sound one."""
+"""The reports of ``verify`` on broken steps and on sound ones."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_check_that_fails_names_the_likely_cause(
         assert cause in failed[name]
 
 
-# It fails where it is built for other steps or examples than it is trained for, and where its
+# This experiment fails if it is built for other steps or examples than it is trained for, or if its
 # epochs are shortened without its warm-up.
 DEMANDING = """
 from research.config import require

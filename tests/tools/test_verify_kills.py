@@ -1,4 +1,4 @@
-"""What is said of experiments that are killed, resumed, and started again."""
+"""The reports of ``verify`` on experiments that are killed, resumed, and started again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from research.tools.verify_kills import killed_and_resumed
 import pytest
 from conftest import RunHere
 
-# A program that takes half a second to make a run of its directory.
+# This program takes half a second to make its directory a run directory.
 PROGRAM = """
 import os, pathlib, signal, sys, time
 
@@ -30,7 +30,7 @@ time.sleep(0 if resume else 0.5)
 
 @pytest.fixture
 def kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Check]]:
-    """Kills a program that begins with some lines, and leaves nothing to be compared."""
+    """A function that kills a program with these first lines; its results are not compared."""
     monkeypatch.setattr(verify_kills, "left_by", lambda run: {})
     (tmp_path / "folder").mkdir()
 
@@ -61,7 +61,7 @@ def kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[
 def test_a_run_that_is_refused_after_a_kill_is_a_dead_end(
     first: str, holds: bool, kill: Callable[..., list[Check]]
 ) -> None:
-    # With this seed the run is killed as soon as its directory is there.
+    # With this seed the run is killed as soon as its directory exists.
     (check,) = kill(first, kills=1, seed=1)
     assert check.holds == holds, check
     assert check.found.endswith("1 killed: 1 creating the directory")

@@ -1,4 +1,4 @@
-"""Adadelta in one operation computes what Keras's computes."""
+"""The fused Adadelta computes the same as Keras's Adadelta."""
 
 from __future__ import annotations
 

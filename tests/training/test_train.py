@@ -34,7 +34,7 @@ def run(state: State, step: Step, split: Split, **options: Any) -> list[Report]:
 
 
 def returned(report: Report) -> dict[str, float]:
-    """The metrics, without the time that input took."""
+    """The metrics without ``input_seconds``."""
     return {name: value for name, value in report.metrics.items() if name != INPUT_SECONDS}
 
 
@@ -42,8 +42,8 @@ def losses(reports: list[Report]) -> Any:
     return np.concatenate([report.history["loss"] for report in reports])
 
 
-# Float32 trajectories whose sums are ordered differently part as soon as a max-pool picks another
-# winner. When that is, the processor decides; in float64 it does not happen.
+# Float32 trajectories with different orders of summation diverge when a max-pool picks another
+# winner, at a step that depends on the processor. Float64 trajectories don't diverge here.
 def float64_state(**options: Any) -> State:
     loss = tf.keras.losses.CategoricalCrossentropy(
         from_logits=True, reduction="none", dtype="float64"
@@ -52,7 +52,7 @@ def float64_state(**options: Any) -> State:
 
 
 def on_exact_images(step: Step) -> Step:
-    """The step on images that a division by 255, compiled or not, has not rounded."""
+    """The step on images whose division by 255 is exact, compiled or not."""
 
     def exact(state: State, images: Any, labels: Any) -> dict[str, Any]:
         return step(state, tf.round(255 * tf.cast(images, tf.float64)) / 256, labels)
