@@ -1,4 +1,4 @@
-"""Label smoothing: the target gives a little probability to every class (Szegedy et al., 2016).
+"""Label smoothing: targets give every class a little probability (Szegedy et al., 2016).
 
 - Command: python experiments/label_smoothing.py
 - Duration: about 10 minutes on 2 CPU cores
@@ -22,10 +22,10 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(BaseConfig):
-    """The options of every experiment, and this one's."""
+    """The reference experiment's options, and one of this experiment."""
 
     label_smoothing: float = 0.1
-    """Probability that the target spreads evenly over all classes."""
+    """The part of the target's probability that is spread evenly over all classes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

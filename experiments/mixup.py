@@ -23,10 +23,10 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(BaseConfig):
-    """The options of every experiment, and this one's."""
+    """The reference experiment's options, and one of this experiment."""
 
     alpha: float = 0.2
-    """Both parameters of the Beta distribution that a blend's proportions come from."""
+    """Both parameters of the Beta distribution from which the proportions of a blend are drawn."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,7 +49,7 @@ def build(config: Config, plan: Plan) -> State:
 
 def step(state: State, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
     """One step of training on images [B, 28, 28, 1] in 0..1 and one-hot labels [B, 10]."""
-    # Two Gamma variables give a Beta one; a batch is in random order, so its reverse will do.
+    # Two Gamma variables give a Beta one. A batch has random order, so its reverse is as random.
     first, second = tf.unstack(
         tf.random.stateless_gamma([2], state.random_seed("mixup"), state.options.alpha)
     )
