@@ -1,9 +1,9 @@
 """The highest test accuracy within 20 minutes on two CPU cores.
 
 The reference experiment, longer and with five changes. Images are shifted, rotated, scaled and
-sheared at random. There is no dropout, which lowers the accuracy then. As in the speedrun, the first
-layer is not trained, labels are smoothed, and the learning rate is higher, rises at first and falls
-to zero. All five were selected on held-out training examples. One network predicts each test image
+sheared at random. There is no dropout, which then lowers the accuracy. As in the speedrun, the
+first layer is not trained, labels are smoothed, and the learning rate is higher, rises at first and
+falls to zero. All five were selected on held-out training examples. One network predicts each test image
 once, unchanged.
 
 - Command: python experiments/best.py
