@@ -3,8 +3,8 @@
 The reference experiment, longer and with five changes. Images are shifted, rotated, scaled and
 sheared at random. There is no dropout, which then lowers the accuracy. As in the speedrun, the
 first layer is not trained, labels are smoothed, and the learning rate is higher, rises at first and
-falls to zero. All five were selected on held-out training examples. One network predicts each test image
-once, unchanged.
+falls to zero. All five were selected on held-out training examples. One network predicts each test
+image once, unchanged.
 
 - Command: python experiments/best.py
 - Duration: about 13 minutes on 2 CPU cores
