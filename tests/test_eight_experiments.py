@@ -413,5 +413,6 @@ def test_verify_passes(name: str, data_file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_its_diff_shows_only_the_idea(name: str) -> None:
     files = (EXPERIMENTS / "mnist_cnn.py", EIGHT / f"{name}.py")
-    diff = list(difflib.ndiff(*(file.read_text().splitlines() for file in files)))
+    reference, own = (file.read_text().splitlines() for file in files)
+    diff = list(difflib.ndiff(reference, own))
     assert len([line for line in diff if line[0] in "+-"]) <= 50
