@@ -41,7 +41,7 @@ from research.recording.run_directory import (
     write_config,
 )
 from research.recording.start import FINISHED, Start
-from research.recording.tensorboard import TEST, Status
+from research.recording.tensorboard import PROJECTOR_FILES, TEST, VALIDATION, Status
 from research.results.evaluation import Validation
 from research.results.selection import best, rank_by
 from research.training.state import State
@@ -49,6 +49,12 @@ from research.training.train import Report, Unreported
 
 # TensorBoard shows this many bytes of the command and of the uncommitted changes.
 MOST_SHOWN = 20_000
+# The files that a resumed run writes, besides its logs and checkpoints.
+WRITTEN = (
+    *("log.txt", "command.txt", "environment.json", "evaluation.json", FINISHED),
+    *("mnist.h5", "mnist.h5.sha256"),
+    *(f"{VALIDATION}/{name}" for name in PROJECTOR_FILES),
+)
 
 
 class Checkpoints:
@@ -253,11 +259,13 @@ def _go_on(directory: RunDirectory, start: Start) -> None:
     run = directory.path
     with storage_errors(run):
         # First: the run is unfinished from here on, even if the process is killed.
-        (run / FINISHED).unlink(missing_ok=True)
+        if is_regular(run / FINISHED):
+            (run / FINISHED).unlink()
         remove_partial_files(run)
-        files = ("log.txt", "command.txt", "environment.json", "evaluation.json", "mnist.h5")
-        for path in start.damaged + [run / name for name in files]:
-            if path in start.damaged or (os.path.lexists(path) and not is_regular(path)):
+        for path in start.damaged:
+            move_aside(path)
+        for path in (run / name for name in WRITTEN):
+            if os.path.lexists(path) and not is_regular(path):
                 move_aside(path)
         if os.path.isdir(run / TEST) and not (run / TEST).is_symlink():
             shutil.rmtree(run / TEST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import threading
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from research.data.dataset import NUM_CLASSES, Split
-from research.files import storage_errors, sync
+from research.files import replaced_atomically, storage_errors, sync
 from research.recording import figures
 from research.results.evaluation import Validation, calibration_bins
 
@@ -39,6 +40,7 @@ Status = Literal["success", "failure", "unknown"]
 RUN, TRAIN, VALIDATION, TEST = "", "train", "validation", "test"
 # The folders written during training, which a resumed run reads back.
 LOGGED = (TRAIN, VALIDATION)
+PROJECTOR_FILES = ("embedding.bytes", "labels.tsv", "digits.png", "projector_config.pbtxt")
 # The number of images shown: of a batch or a step's images, and in the projector.
 SHOWN, EMBEDDED = 32, 2000
 # Pending drawings, at most: this bounds memory and the time until a run stops.
@@ -215,13 +217,19 @@ class TensorBoardWriter:
         told.sprite.single_image_dim.extend(data.images.shape[1:3])
         rows = ["label\tpredicted"]
         rows += [f"{a}\t{b}" for a, b in zip(data.labels, probabilities.argmax(1), strict=False)]
-        side = -(-(count**0.5) // 1)
+        sprite, side = io.BytesIO(), -(-(count**0.5) // 1)
+        _sprite(data.images[:count, ..., 0], int(side)).save(sprite, "png")
+        contents = (
+            vectors.astype("<f4").tobytes(),
+            ("\n".join(rows[: count + 1]) + "\n").encode(),
+            sprite.getvalue(),
+            text_format.MessageToString(config).encode(),
+        )
         with storage_errors(folder):
             folder.mkdir(exist_ok=True)
-            vectors.astype("<f4").tofile(folder / "embedding.bytes")
-            (folder / "labels.tsv").write_text("\n".join(rows[: count + 1]) + "\n")
-            _sprite(data.images[:count, ..., 0], int(side)).save(folder / "digits.png")
-            (folder / "projector_config.pbtxt").write_text(text_format.MessageToString(config))
+            for name, content in zip(PROJECTOR_FILES, contents, strict=True):
+                with replaced_atomically(folder / name) as partial:
+                    partial.write_bytes(content)
 
     def sync(self) -> None:
         """Flushes all events to the disk, so that they survive a crash of the machine."""
