@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from research.data.dataset import NUM_CLASSES, Split
-from research.files import replaced_atomically, storage_errors, sync
+from research.files import (
+    is_regular,
+    move_aside,
+    replaced_atomically,
+    storage_errors,
+    sync,
+)
 from research.recording import figures
 from research.results.evaluation import Validation, calibration_bins
 
@@ -102,7 +108,7 @@ class TensorBoardWriter:
         """
         with self._errors(RUN):
             for path in event_files(self._folder):
-                path.unlink()
+                path.unlink() if is_regular(path) else move_aside(path)
         known = {
             name: value if isinstance(value, bool | int | float) else _words(value)
             for name, value in options.items()
