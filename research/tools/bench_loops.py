@@ -100,13 +100,22 @@ def floating_point_operations(model: Any, batch_size: int) -> int:
     frozen kernel needs no gradient; neither does an input without trained layers below it.
     """
     total, trained_below = 0, False
+    frozen = {layer.name for layer in _layers(model) if not layer.trainable}
     for layer in model.stock_twin().layers:
         if hasattr(layer, "kernel"):
-            trained = model.get_layer(layer.name).trainable
+            trained = layer.name not in frozen
             places = math.prod(layer.output.shape[1:-1])
             total += 2 * places * math.prod(layer.kernel.shape) * (1 + trained + trained_below)
             trained_below = trained_below or trained
     return batch_size * total
+
+
+def _layers(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:
+    """The layers of a model, and those of the models among them."""
+    for layer in model.layers:
+        yield layer
+        if isinstance(layer, tf.keras.Model):
+            yield from _layers(layer)
 
 
 def operations(experiment: Experiment, config: Config, data: Dataset) -> dict[str, float]:
