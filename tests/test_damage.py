@@ -123,7 +123,7 @@ def damage_and_resume(
     return "mended, and told" if mended else "lost, and told"
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_damaged_file_is_never_a_silent_loss(
     seed: int, killed_run: Path, finished_run: Path, tmp_path: Path, run_here: RunHere
 ) -> None:
@@ -131,12 +131,13 @@ def test_a_damaged_file_is_never_a_silent_loss(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, 500, 100))
 def test_500_damaged_files(
-    killed_run: Path, finished_run: Path, tmp_path: Path, run_here: RunHere
+    first: int, killed_run: Path, finished_run: Path, tmp_path: Path, run_here: RunHere
 ) -> None:
     expected, came_of_it = left_by(finished_run), Counter[str]()
-    for seed in range(500):
+    for seed in range(first, first + 100):
         source = killed_run if seed % 2 else finished_run
         came_of_it[damage_and_resume(seed, source, expected, tmp_path, run_here)] += 1
     print(dict(came_of_it))
-    assert came_of_it["as uninterrupted"] > 250
+    assert came_of_it["as uninterrupted"] > 50
