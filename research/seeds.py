@@ -8,12 +8,11 @@ run's seed and the step: resuming, replaying and several replicas need no saved 
 from __future__ import annotations
 
 import zlib
-from typing import Any
 
 import tensorflow as tf
 
 
-def derive_seed(seed: int, name: str, *numbers: Any) -> Any:
+def derive_seed(seed: int, name: str, *numbers: int | tf.Tensor) -> tf.Tensor:
     """A seed for TensorFlow's stateless random functions.
 
     Different names or numbers give statistically independent seeds.

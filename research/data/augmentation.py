@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import tensorflow as tf
 
 
-def random_shift(images: Any, seed: Any, pixels: int = 1) -> Any:
+def random_shift(images: tf.Tensor, seed: tf.Tensor, pixels: int = 1) -> tf.Tensor:
     """Shifts each image by whole pixels, drawn independently for each image and each axis.
 
     Args:
@@ -28,14 +27,14 @@ def random_shift(images: Any, seed: Any, pixels: int = 1) -> Any:
 
 
 def random_affine(
-    images: Any,
-    seed: Any,
+    images: tf.Tensor,
+    seed: tf.Tensor,
     *,
     shift: float = 0.0,
     rotation: float = 0.0,
     scale: float = 0.0,
     shear: float = 0.0,
-) -> Any:
+) -> tf.Tensor:
     """Shifts, scales, rotates and shears each image, in that order, by random amounts.
 
     Each amount is drawn independently for each image, uniformly within its limit. Scaling, rotation
@@ -67,7 +66,7 @@ def random_affine(
     return _transform(images, [a, b, x, c, d, y], "BILINEAR")
 
 
-def _transform(images: Any, matrix: list[Any], interpolation: str) -> Any:
+def _transform(images: tf.Tensor, matrix: list[float | tf.Tensor], interpolation: str) -> tf.Tensor:
     """Transforms each image; its matrix maps (x, y, 1) in the result to (x, y) in the image."""
     zero = tf.zeros_like(matrix[0])
     return tf.raw_ops.ImageProjectiveTransformV3(

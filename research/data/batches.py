@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from research.data.dataset import NUM_CLASSES
 from research.seeds import derive_seed
@@ -40,7 +39,7 @@ class Plan:
         return step % self.steps_per_epoch == 0 or step == self.steps
 
 
-def epoch_order(seed: int, epoch: Any, num_examples: int) -> Any:
+def epoch_order(seed: int, epoch: int | tf.Tensor, num_examples: int) -> tf.Tensor:
     """The order in which an epoch visits the examples: a random permutation, int64 [N].
 
     The order is a pure function of the arguments: no iterator state needs to be saved, and the
@@ -56,7 +55,7 @@ def epoch_order(seed: int, epoch: Any, num_examples: int) -> Any:
     return tf.random.experimental.stateless_shuffle(positions, derive_seed(seed, "order", epoch))
 
 
-def batch_indices(order: Any, step_in_epoch: Any, batch_size: int) -> Any:
+def batch_indices(order: tf.Tensor, step_in_epoch: int | tf.Tensor, batch_size: int) -> tf.Tensor:
     """The positions of a batch's examples: int64 [B], B at most ``batch_size``.
 
     Args:
@@ -68,7 +67,7 @@ def batch_indices(order: Any, step_in_epoch: Any, batch_size: int) -> Any:
     return order[start : start + batch_size]
 
 
-def indices_of_step(seed: int, step: Any, plan: Plan) -> Any:
+def indices_of_step(seed: int, step: int | tf.Tensor, plan: Plan) -> tf.Tensor:
     """The positions of a step's examples when each is used once per epoch: int64 [B].
 
     Args:
@@ -80,7 +79,9 @@ def indices_of_step(seed: int, step: Any, plan: Plan) -> Any:
     return batch_indices(order, step % plan.steps_per_epoch, plan.batch_size)
 
 
-def take_batch(images: Any, labels: Any, indices: Any) -> tuple[Any, Any]:
+def take_batch(
+    images: tf.Tensor, labels: tf.Tensor, indices: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Gathers the examples at ``indices`` and converts them for the network and the loss.
 
     Args:

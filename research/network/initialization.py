@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+import tensorflow as tf
 
 
-def set_decorrelating_filters(convolution: Any, seed: int) -> None:
+def set_decorrelating_filters(convolution: tf.keras.layers.Conv2D, seed: int) -> None:
     """Sets the filters of a first 3x3 convolution to random directions of decorrelated pixels.
 
     On MNIST the outputs before ReLU then have a mean near 0 and similar variances. The constants

@@ -7,13 +7,12 @@ float32, batch 128). On a GPU, where nothing was measured, the convolutions are 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from research.processor import has_bfloat16, has_only_avx2
 
 import tensorflow as tf
 
-Gradient = Callable[[Any], tuple[Any, Any]]
+Gradient = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
 class Conv2D(tf.keras.layers.Conv2D):
@@ -35,9 +34,9 @@ class Conv2D(tf.keras.layers.Conv2D):
         kernel_size: int,
         *,
         add_bias: bool = True,
-        kernel_initializer: Any = "glorot_uniform",
+        kernel_initializer: str | tf.keras.initializers.Initializer = "glorot_uniform",
         name: str | None = None,
-        dtype: Any = None,
+        dtype: str | tf.keras.DTypePolicy | None = None,
     ) -> None:
         super().__init__(
             *(filters, kernel_size),
@@ -48,13 +47,13 @@ class Conv2D(tf.keras.layers.Conv2D):
         )
         self.add_bias = add_bias
 
-    def call(self, inputs: Any) -> Any:
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Float [B, H, W, C] to [B, h, w, filters] in the layer's compute dtype."""
         outputs = _convolution(inputs, tf.convert_to_tensor(self.kernel))
         return bias_relu(outputs, self.bias) if self.add_bias else outputs
 
 
-def _convolution(inputs: Any, kernel: Any) -> Any:
+def _convolution(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """A convolution without padding."""
     if tf.config.get_visible_devices("GPU"):
         return tf.nn.conv2d(inputs, kernel, 1, "VALID")
@@ -70,7 +69,7 @@ def _convolution(inputs: Any, kernel: Any) -> Any:
     return tf.nn.conv2d(inputs, kernel, 1, "VALID")
 
 
-def convolution_with_products(inputs: Any, kernel: Any) -> Any:
+def convolution_with_products(inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """A convolution that computes the gradient of its kernel by matrix products.
 
     Without AVX-512, oneDNN computes this gradient slowly. Saves 12%.
@@ -78,8 +77,8 @@ def convolution_with_products(inputs: Any, kernel: Any) -> Any:
     scope = f"gradient_tape/{tf.get_current_name_scope()}/"  # the graph's scope for gradients
 
     @tf.custom_gradient
-    def convolution(inputs: Any, kernel: Any) -> tuple[Any, Gradient]:
-        def gradient(upstream: Any) -> tuple[Any, Any]:
+    def convolution(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             with tf.name_scope(scope):
                 to_inputs = tf.raw_ops.Conv2DBackpropInput(
                     input_sizes=tf.shape(inputs),
@@ -95,7 +94,7 @@ def convolution_with_products(inputs: Any, kernel: Any) -> Any:
     return convolution(inputs, kernel)
 
 
-def _kernel_gradient(inputs: Any, upstream: Any, shape: Any) -> Any:
+def _kernel_gradient(inputs: tf.Tensor, upstream: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
     """The gradient of a kernel [height, width, C, F]: one matrix product for each kernel row.
 
     ``upstream`` is padded with zeros to the size of ``inputs``, and both are flattened to lists of
@@ -116,7 +115,7 @@ def _kernel_gradient(inputs: Any, upstream: Any, shape: Any) -> Any:
     return tf.reshape(tf.stack(products), shape)
 
 
-def bias_relu(inputs: Any, bias: Any) -> Any:
+def bias_relu(inputs: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """Adds a bias to each pixel's channels and applies ReLU.
 
     Call it after max pooling: the result is the same as before pooling, since neither changes which
@@ -134,10 +133,10 @@ def bias_relu(inputs: Any, bias: Any) -> Any:
         # TensorFlow fuses the gradients of a bias and of a convolution's kernel into an operation
         # that is slower than both. It does not fuse a sum. Saves 3%.
         @tf.custom_gradient
-        def add(inputs: Any, bias: Any) -> tuple[Any, Gradient]:
+        def add(inputs: tf.Tensor, bias: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
             outputs = tf.nn.relu(tf.nn.bias_add(inputs, bias))
 
-            def gradient(upstream: Any) -> tuple[Any, Any]:
+            def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
                 with tf.name_scope(f"gradient_tape/{scope}"):  # the graph's scope for gradients
                     # ReluGrad is the op that tf.nn.relu's own gradient uses.
                     below = tf.raw_ops.ReluGrad(gradients=upstream, features=outputs)
@@ -150,7 +149,7 @@ def bias_relu(inputs: Any, bias: Any) -> Any:
         return add(inputs, bias)
 
 
-def dropout(inputs: Any, rate: float, seed: Any, name: str = "dropout") -> Any:
+def dropout(inputs: tf.Tensor, rate: float, seed: tf.Tensor, name: str = "dropout") -> tf.Tensor:
     """Sets a random fraction of the elements to zero and scales up the others.
 
     Unlike ``keras.layers.Dropout`` this function has no random state: the mask is a function of the

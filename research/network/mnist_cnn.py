@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any
 
 from research.config import Config as BaseConfig
 from research.config import require
@@ -95,7 +94,9 @@ class MnistCNN(tf.keras.Model):
         # Keras's own `build` would mark the model as built and create no variables.
         self(tf.zeros([1, 28, 28, 1]))
 
-    def logits(self, images: Any, training: bool = False, seed: Any = None) -> Any:
+    def logits(
+        self, images: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None
+    ) -> tf.Tensor:
         """Computes the network's output before the softmax.
 
         Args:
@@ -120,7 +121,9 @@ class MnistCNN(tf.keras.Model):
             x = dropout(x, self.dropout_rates[1], seeds[1], "dropout2")
         return tf.cast(self.dense2(x), self.variable_dtype)
 
-    def call(self, images: Any, training: bool = False, seed: Any = None) -> Any:
+    def call(
+        self, images: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None
+    ) -> tf.Tensor:
         """Class probabilities [B, 10] in the dtype of the logits; arguments as for ``logits``."""
         return tf.nn.softmax(self.logits(images, training, seed))
 
@@ -148,7 +151,7 @@ class MnistCNN(tf.keras.Model):
         twin.set_weights(self.get_weights())
         return twin
 
-    def _dropout_seeds(self, seed: Any) -> list[Any] | None:
+    def _dropout_seeds(self, seed: tf.Tensor | None) -> list[tf.Tensor] | None:
         if not any(self.dropout_rates):
             return None
         if seed is None:

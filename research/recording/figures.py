@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from research.results.evaluation import CalibrationBins, Mistake
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Array = npt.NDArray[Any]
 
@@ -139,7 +143,7 @@ def reliability(bins: CalibrationBins, calibration_error: float) -> bytes:
     return _png(figure)
 
 
-def _figure(width: int, height: int, box: tuple[float, float, float, float]) -> tuple[Any, Any]:
+def _figure(width: int, height: int, box: tuple[float, float, float, float]) -> tuple[Figure, Axes]:
     """A figure of this size in pixels, with axes at ``box``, without Matplotlib's global state."""
     from matplotlib.figure import Figure
 
@@ -147,7 +151,7 @@ def _figure(width: int, height: int, box: tuple[float, float, float, float]) -> 
     return figure, figure.add_axes(box)
 
 
-def _png(figure: Any) -> bytes:
+def _png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()

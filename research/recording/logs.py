@@ -68,7 +68,7 @@ class Logs:
     """
 
     lines: list[bytes] = dataclasses.field(default_factory=list)
-    events: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+    events: dict[str, list[Event]] = dataclasses.field(default_factory=dict)
     damage: list[str] = dataclasses.field(default_factory=list)
     aside: list[Path] = dataclasses.field(default_factory=list)
 
@@ -107,7 +107,7 @@ def read_logs(run: Path, logged: Logged) -> Logs:
     """
     damage: list[str] = []
     aside: list[Path] = []
-    events: dict[str, list[Any]] = {}
+    events: dict[str, list[Event]] = {}
     for split in FOLDERS:
         events[split], bad = _events(run / split)
         aside += bad
@@ -179,7 +179,7 @@ def write_logs(logs: Logs, run: Path) -> None:
 
 
 def _mended_lines(
-    content: bytes, scalars: Mapping[Point, Any], logged: Logged, began: float
+    content: bytes, scalars: Mapping[Point, Event], logged: Logged, began: float
 ) -> tuple[list[bytes], str]:
     """The lines of a damaged metrics.jsonl, as far as possible, and a message on the repair."""
     found: dict[Point, bytes] = {}
@@ -216,10 +216,10 @@ def _mended_lines(
 
 
 def _mended_events(
-    events: list[Any], lines: Mapping[int, bytes], logged: int, began: float
-) -> tuple[list[Any], str]:
+    events: list[Event], lines: Mapping[int, bytes], logged: int, began: float
+) -> tuple[list[Event], str]:
     """The events of one split that match its lines, by step, and a message on the repair."""
-    kept: dict[tuple[int, bool, tuple[str, ...]], Any] = {}
+    kept: dict[tuple[int, bool, tuple[str, ...]], Event] = {}
     for event in events:
         if event.step not in lines:
             continue  # recorded after the checkpoint was saved: the run will record it again
@@ -238,7 +238,7 @@ def _mended_events(
     return [kept[key] for key in sorted(kept)], told
 
 
-def _events(folder: Path) -> tuple[list[Any], list[Path]]:
+def _events(folder: Path) -> tuple[list[Event], list[Path]]:
     """The events with a summary in a folder's files, and the paths of damaged files."""
     if os.path.lexists(folder) and not os.path.isdir(folder):
         return [], [folder]
@@ -279,7 +279,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _began(content: bytes, scalars: Mapping[Point, Any]) -> float:
+def _began(content: bytes, scalars: Mapping[Point, Event]) -> float:
     """An estimate of the wall time at which the run began, from which lines count seconds."""
     lines = [values for line in content.splitlines() if (values := _parsed(line))]
     offsets = [
@@ -297,17 +297,17 @@ def _measured(line: Mapping[str, Any]) -> dict[str, np.float32]:
         return {name: np.float32(value) for name, value in line.items() if name not in _ABOUT}
 
 
-def _values(event: Any) -> dict[str, np.float32]:
+def _values(event: Event) -> dict[str, np.float32]:
     """The scalars of an event by tag."""
     return {v.tag: np.float32(make_ndarray(v.tensor).item()) for v in event.summary.value}
 
 
-def _is_scalars(event: Any) -> bool:
+def _is_scalars(event: Event) -> bool:
     plugins = {value.metadata.plugin_data.plugin_name for value in event.summary.value}
     return plugins == {"scalars"}
 
 
-def _scalars_event(line: Mapping[str, Any], began: float) -> Any:
+def _scalars_event(line: Mapping[str, Any], began: float) -> Event:
     """An event with the measured values of a line."""
     event = Event(wall_time=began + line["seconds"], step=line["step"], summary=Summary())
     for name, value in line.items():

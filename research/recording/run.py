@@ -47,6 +47,8 @@ from research.results.selection import best, rank_by
 from research.training.state import State
 from research.training.train import Report, Unreported
 
+import tensorflow as tf
+
 # TensorBoard shows this many bytes of the command and of the uncommitted changes.
 MOST_SHOWN = 20_000
 # The files that a resumed run writes, besides its logs and checkpoints.
@@ -184,7 +186,7 @@ class Run:
         """The run directory."""
         return self.directory.path
 
-    def show_graph(self, graph: Any) -> None:
+    def show_graph(self, graph: tf.compat.v1.GraphDef) -> None:
         """Writes the graph of the training step, a ``GraphDef``, for TensorBoard."""
         self.recorder.board.graph(graph)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import threading
@@ -92,8 +93,8 @@ class TensorBoardWriter:
 
     def __init__(self, folder: Path) -> None:
         self.events: dict[str, int] = {}
-        self._folder = folder
-        self._writers: dict[str, Any] = {}
+        self._run = folder
+        self._writers: dict[str, tf.summary.SummaryWriter] = {}
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1, "tensorboard")
         self._pending: list[Future[None]] = []
@@ -107,7 +108,7 @@ class TensorBoardWriter:
             texts: Markdown by name, for the Text dashboard.
         """
         with self._errors(RUN):
-            for path in event_files(self._folder):
+            for path in event_files(self._run):
                 path.unlink() if is_regular(path) else move_aside(path)
         known = {
             name: value if isinstance(value, bool | int | float) else _words(value)
@@ -119,7 +120,7 @@ class TensorBoardWriter:
         self._write(RUN, 0, *summaries)
         self._described = True
 
-    def graph(self, graph: Any) -> None:
+    def graph(self, graph: tf.compat.v1.GraphDef) -> None:
         """Writes a ``GraphDef``, for the Graphs dashboard."""
         with self._errors(RUN), self._writer(RUN).as_default():
             tf.summary.graph(graph)
@@ -131,15 +132,15 @@ class TensorBoardWriter:
             self._write(RUN, 0, hparams.session_end_pb(number))
             self._described = False
 
-    def scalars(self, split: str, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, folder: str, step: int, values: Mapping[str, float]) -> None:
         """Writes each value under its name, at a step."""
-        self._write(split, step, *(scalar_pb(name, value) for name, value in values.items()))
+        self._write(folder, step, *(scalar_pb(name, value) for name, value in values.items()))
 
     def training(
         self,
         step: int,
-        weights: Mapping[str, Any],
-        returned: Mapping[str, Any],
+        weights: Mapping[str, tf.Tensor],
+        returned: Mapping[str, tf.Tensor],
         batch: Callable[[], tuple[Array, Array]],
     ) -> None:
         """Writes a step's batch, the images and vectors that it returned, and the weights.
@@ -151,7 +152,7 @@ class TensorBoardWriter:
             batch: returns the step's images, float32 [B, 28, 28, 1], and one-hot labels [B, 10].
         """
 
-        def draw() -> list[Any]:
+        def draw() -> list[Summary]:
             values = {name: np.asarray(value) for name, value in weights.items()}
             images, labels = batch()
             captions = [str(label) for label in np.argmax(labels[:SHOWN], 1)]
@@ -168,20 +169,20 @@ class TensorBoardWriter:
 
         self._later(TRAIN, step, draw)
 
-    def evaluation(self, split: str, step: int, found: Validation, data: Split) -> None:
+    def evaluation(self, folder: str, step: int, found: Validation, data: Split) -> None:
         """Draws the confusion matrix, the reliability diagram, PR curves and the worst mistakes.
 
         The images and vectors that the experiment's ``figures`` returned are drawn, too.
 
         Args:
-            split: the folder.
+            folder: the one to write into.
             step: number of steps done.
             found: the model's evaluation on ``data``.
             data: the evaluated examples.
         """
         probabilities, evaluation = found.probabilities, found.evaluation
 
-        def draw() -> list[Any]:
+        def draw() -> list[Summary]:
             bins = calibration_bins(
                 probabilities.max(1).astype(np.float64), probabilities.argmax(1) == data.labels
             )
@@ -200,18 +201,18 @@ class TensorBoardWriter:
                 summaries.append(curve)
             return summaries + _shown(found.shown)
 
-        self._later(split, step, draw)
+        self._later(folder, step, draw)
 
-    def embedding(self, split: str, vectors: Array, probabilities: Array, data: Split) -> None:
+    def embedding(self, folder: str, vectors: Array, probabilities: Array, data: Split) -> None:
         """Writes the Projector's files.
 
         Args:
-            split: the folder.
+            folder: the one to write into.
             vectors: float32 [N, units], the inputs of the last layer for the first N examples.
             probabilities: [N or more, 10], the model's probabilities for ``data``.
             data: at least N examples.
         """
-        folder, count = self._folder / split, len(vectors)
+        path, count = self._run / folder, len(vectors)
         config = ProjectorConfig()
         told = config.embeddings.add(
             tensor_name="penultimate layer",
@@ -231,19 +232,19 @@ class TensorBoardWriter:
             sprite.getvalue(),
             text_format.MessageToString(config).encode(),
         )
-        with storage_errors(folder):
-            folder.mkdir(exist_ok=True)
+        with storage_errors(path):
+            path.mkdir(exist_ok=True)
             for name, content in zip(PROJECTOR_FILES, contents, strict=True):
-                with replaced_atomically(folder / name) as partial:
+                with replaced_atomically(path / name) as partial:
                     partial.write_bytes(content)
 
     def sync(self) -> None:
         """Flushes all events to the disk, so that they survive a crash of the machine."""
         self._wait()
-        for split, writer in self._writers.items():
-            with self._errors(split):
+        for folder, writer in self._writers.items():
+            with self._errors(folder):
                 writer.flush()
-                for path in event_files(self._folder / split):
+                for path in event_files(self._run / folder):
                     sync(path)
 
     def close(self) -> None:
@@ -255,15 +256,15 @@ class TensorBoardWriter:
             except tf.errors.OpError:
                 continue
 
-    def _later(self, split: str, step: int, draw: Callable[[], list[Any]]) -> None:
+    def _later(self, folder: str, step: int, draw: Callable[[], list[Summary]]) -> None:
         """Lets the other thread draw summaries and write them."""
         self._pending = [future for future in self._pending if not _done(future)]
         while len(self._pending) >= MOST_PENDING:
             self._pending.pop(0).result()
 
         def write() -> None:
-            with self._errors(split):  # Matplotlib opens files, too
-                self._write(split, step, *draw())
+            with self._errors(folder):  # Matplotlib opens files, too
+                self._write(folder, step, *draw())
 
         self._pending.append(self._worker.submit(write))
 
@@ -271,24 +272,24 @@ class TensorBoardWriter:
         while self._pending:
             self._pending.pop(0).result()
 
-    def _write(self, split: str, step: int, *summaries: Any) -> None:
+    def _write(self, folder: str, step: int, *summaries: Summary) -> None:
         """Writes summaries as one event."""
         merged = Summary()
         for summary in summaries:
             merged.MergeFromString(summary.SerializeToString())
-        with self._errors(split), self._writer(split).as_default():
+        with self._errors(folder), self._writer(folder).as_default():
             tf.summary.experimental.write_raw_pb(merged.SerializeToString(), step=step)
         with self._lock:
-            self.events[split] = self.events.get(split, 0) + 1
+            self.events[folder] = self.events.get(folder, 0) + 1
 
-    def _errors(self, split: str) -> Any:
-        return storage_errors(self._folder / split, tf.errors.OpError)
+    def _errors(self, folder: str) -> contextlib.AbstractContextManager[None]:
+        return storage_errors(self._run / folder, tf.errors.OpError)
 
-    def _writer(self, split: str) -> Any:
+    def _writer(self, folder: str) -> tf.summary.SummaryWriter:
         with self._lock:  # both threads write, and a folder has one writer
-            if split not in self._writers:
-                self._writers[split] = tf.summary.create_file_writer(str(self._folder / split))
-            return self._writers[split]
+            if folder not in self._writers:
+                self._writers[folder] = tf.summary.create_file_writer(str(self._run / folder))
+            return self._writers[folder]
 
 
 def _done(future: Future[None]) -> bool:
@@ -300,7 +301,7 @@ def _words(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _layout() -> Any:
+def _layout() -> layout_pb2.Layout:
     layout = layout_pb2.Layout()
     for category, charts in LAYOUT.items():
         added = layout.category.add(title=category)
@@ -309,7 +310,7 @@ def _layout() -> Any:
     return layout
 
 
-def _image(tag: str, png: bytes) -> Any:
+def _image(tag: str, png: bytes) -> Summary:
     size = struct.unpack(">II", png[16:24])  # width and height stand in a PNG's first chunk
     strings = [*(str(side).encode() for side in size), png]
     metadata = image_metadata.create_summary_metadata(None, None, converted_to_tensor=True)
@@ -317,7 +318,7 @@ def _image(tag: str, png: bytes) -> Any:
     return Summary(value=[Summary.Value(tag=tag, metadata=metadata, tensor=tensor)])
 
 
-def _shown(returned: Mapping[str, Any]) -> list[Any]:
+def _shown(returned: Mapping[str, tf.Tensor]) -> list[Summary]:
     """Summaries by name: a gallery of images [N, height, width, channels], a vector's histogram."""
     found = []
     for name, tensor in returned.items():
@@ -327,7 +328,7 @@ def _shown(returned: Mapping[str, Any]) -> list[Any]:
     return found
 
 
-def _histogram(tag: str, values: Array) -> Any:
+def _histogram(tag: str, values: Array) -> Summary:
     """Counts in buckets of equal width: [buckets, 3], left edge, right edge, count."""
     # float64: in float32 too few numbers may lie between the values for all edges.
     finite = values[np.isfinite(values)].astype(np.float64)

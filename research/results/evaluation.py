@@ -65,7 +65,7 @@ class Evaluation:
         }
 
 
-def evaluate(model: Any, split: Split) -> Evaluation:
+def evaluate(model: tf.keras.Model, split: Split) -> Evaluation:
     """Evaluates a model on all examples of a split.
 
     Args:
@@ -134,7 +134,7 @@ def validate(
 
 
 def predict_probabilities(
-    model: Any, images: npt.NDArray[np.uint8], batch_size: int = 500
+    model: tf.keras.Model, images: npt.NDArray[np.uint8], batch_size: int = 500
 ) -> npt.NDArray[np.float32]:
     """The model's probabilities, float32 [N, 10], for uint8 images [N, 28, 28, 1].
 
@@ -159,7 +159,9 @@ def embed(
 
 
 def _in_batches(
-    forward: Any, images: npt.NDArray[np.uint8], batch_size: int
+    forward: Callable[[npt.NDArray[np.uint8]], tf.Tensor],
+    images: npt.NDArray[np.uint8],
+    batch_size: int,
 ) -> npt.NDArray[np.float32]:
     batches = [forward(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
     return np.concatenate([batch.numpy() for batch in batches])
@@ -167,9 +169,9 @@ def _in_batches(
 
 # Cached: a model is evaluated after every epoch and traced once.
 @functools.lru_cache(maxsize=2)
-def _compiled(model: Any) -> Any:
+def _compiled(model: tf.keras.Model) -> Callable[[npt.NDArray[np.uint8]], tf.Tensor]:
     @tf.function(input_signature=[tf.TensorSpec([None, 28, 28, 1], tf.uint8)])
-    def forward(images: Any) -> Any:
+    def forward(images: tf.Tensor) -> tf.Tensor:
         return model(tf.cast(images, tf.float32) / 255.0, training=False)
 
     return forward

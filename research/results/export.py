@@ -37,7 +37,7 @@ _RELATIVE_TOLERANCE = 1e-4
 _HALF_TOLERANCE = 0.03
 
 
-def check_exportable(model: Any) -> None:
+def check_exportable(model: tf.keras.Model) -> None:
     """Refuses a model that ``export_h5`` could not write or ``load_h5`` could not read.
 
     Call this before the first step. It compares the model and its stock twin with pseudo-random
@@ -80,7 +80,9 @@ def check_exportable(model: Any) -> None:
         )
 
 
-def _with_other_weights(model: Any) -> tuple[Any, Any]:
+def _with_other_weights(
+    model: tf.keras.Model,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Probabilities of a model and of its twin with pseudo-random weights.
 
     Returns:
@@ -105,7 +107,7 @@ def _with_other_weights(model: Any) -> tuple[Any, Any]:
             variable.assign(value)
 
 
-def _other_value(value: Any, random: np.random.Generator) -> Any:
+def _other_value(value: npt.NDArray[Any], random: np.random.Generator) -> npt.NDArray[Any]:
     """A weight that differs from ``value`` and keeps the network's values at their scale.
 
     A vector may be a variance, so its new elements are positive: 0.05 to 0.5. A kernel changes its
@@ -117,7 +119,7 @@ def _other_value(value: Any, random: np.random.Generator) -> Any:
     return (noise - value).astype(value.dtype)
 
 
-def _require_readable(twin: Any) -> None:
+def _require_readable(twin: tf.keras.Model) -> None:
     """Raises ValueError if ``load_h5`` would refuse a file of the twin."""
     if not type(twin).__module__.startswith("keras."):
         raise ValueError(f"a {type(twin).__name__} is neither a Sequential nor a functional model")
@@ -129,7 +131,12 @@ def _require_readable(twin: Any) -> None:
         raise ValueError(f"{min(other).removeprefix('model_weights/')} is a weight out of place")
 
 
-def export_h5(model: Any, path: Path, images: npt.NDArray[np.uint8], optimizer: Any = None) -> Any:
+def export_h5(
+    model: tf.keras.Model,
+    path: Path,
+    images: npt.NDArray[np.uint8],
+    optimizer: tf.keras.optimizers.Optimizer | None = None,
+) -> tf.keras.Model:
     """Writes the model's stock twin, and beside it the file's SHA-256.
 
     The file is read back and compared before it gets its name. It must hold the twin's weights and
@@ -173,7 +180,9 @@ def export_h5(model: Any, path: Path, images: npt.NDArray[np.uint8], optimizer: 
     return loaded
 
 
-def stock_optimizer(optimizer: Any) -> Any:
+def stock_optimizer(
+    optimizer: tf.keras.optimizers.Optimizer,
+) -> tf.keras.optimizers.Optimizer | None:
     """A new optimizer of the stock Keras class, with the options of ``optimizer``.
 
     Args:
@@ -202,7 +211,7 @@ def stock_optimizer(optimizer: Any) -> Any:
         return None
 
 
-def _last_learning_rate(optimizer: Any) -> float:
+def _last_learning_rate(optimizer: tf.keras.optimizers.Optimizer) -> float:
     schedule = getattr(optimizer, "_learning_rate", None)  # Keras has no public name for it
     if isinstance(schedule, tf.keras.optimizers.schedules.LearningRateSchedule):
         # The next rate would be 0 at the end of a schedule, and `fit` would learn nothing.
@@ -210,7 +219,12 @@ def _last_learning_rate(optimizer: Any) -> float:
     return float(optimizer.learning_rate)
 
 
-def _compare(model: Any, twin: Any, loaded: Any, images: npt.NDArray[np.uint8]) -> None:
+def _compare(
+    model: tf.keras.Model,
+    twin: tf.keras.Model,
+    loaded: tf.keras.Model,
+    images: npt.NDArray[np.uint8],
+) -> None:
     pairs = zip(twin.get_weights(), loaded.get_weights(), strict=True)
     if not all(np.array_equal(a, b) for a, b in pairs):
         raise RuntimeError("the exported file holds other weights than the model's stock twin")

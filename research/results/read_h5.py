@@ -8,7 +8,6 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from research.errors import InputError, one_line
 from research.files import sha256
@@ -18,6 +17,7 @@ from research.results.stock_network import Network, Shape, build_model, read_net
 import h5py
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 
 LONGEST_DESCRIPTION = 1_000_000
 LARGEST_FILE = 4 * LARGEST_PARAMETERS + 4 * LONGEST_DESCRIPTION
@@ -31,7 +31,7 @@ def digest_path(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def load_h5(path: Path) -> Any:
+def load_h5(path: Path) -> tf.keras.Model:
     """Loads a model that ``export_h5`` has written, without trusting the file.
 
     This function builds the network, from the layers and options in ``accepted_layers.py`` only. It
@@ -80,7 +80,7 @@ def load_h5(path: Path) -> Any:
     return model
 
 
-def read_weights(file: Any, network: Network) -> dict[str, npt.NDArray[np.float32]]:
+def read_weights(file: h5py.File, network: Network) -> dict[str, npt.NDArray[np.float32]]:
     """The weights of a network, by their ``network.places()``.
 
     Args:
@@ -102,7 +102,7 @@ def digest(description: str, weights: Iterable[npt.NDArray[np.float32]]) -> str:
     return found.hexdigest()
 
 
-def description_of(file: Any) -> str:
+def description_of(file: h5py.File) -> str:
     """The JSON text with which Keras describes the network in a file.
 
     Raises:
@@ -127,7 +127,7 @@ def _check_digest(path: Path) -> None:
         )
 
 
-def _plain_array(file: Any, name: str, shape: Shape) -> Any:
+def _plain_array(file: h5py.File, name: str, shape: Shape) -> h5py.Dataset:
     """The data set at ``name``, if this file itself stores its numbers, and unfiltered."""
     found = file
     for part in name.split("/"):
@@ -151,7 +151,7 @@ def _plain_array(file: Any, name: str, shape: Shape) -> Any:
     return found
 
 
-def _finite(array: Any, name: str) -> npt.NDArray[np.float32]:
+def _finite(array: h5py.Dataset, name: str) -> npt.NDArray[np.float32]:
     weight: npt.NDArray[np.float32] = array[()]
     if not np.isfinite(weight).all():
         raise ValueError(f"{name} holds NaN or infinity")

@@ -45,7 +45,7 @@ class Layer:
     """
 
     name: str
-    keras: Any
+    keras: tf.keras.layers.Layer
     inputs: tuple[str, ...]
     shape: Shape
     weights: dict[str, Shape]
@@ -105,7 +105,7 @@ def read_network(description: Any) -> Network:
     return Network(name, kind == "Sequential", tuple(layers))
 
 
-def _connect(keras: Any, inputs: tuple[str, ...], before: list[Layer]) -> Layer:
+def _connect(keras: tf.keras.layers.Layer, inputs: tuple[str, ...], before: list[Layer]) -> Layer:
     """A layer with its inputs, which must be earlier layers, so that there are no cycles."""
     known = {layer.name: layer.shape for layer in before}
     if keras.name in known:
@@ -171,7 +171,7 @@ def _require_ends(layers: list[Layer], config: Any) -> None:
         raise ValueError(f"its last layer, {last.name}, is no softmax of 10 classes")
 
 
-def build_model(network: Network, arrays: Mapping[str, npt.NDArray[np.float32]]) -> Any:
+def build_model(network: Network, arrays: Mapping[str, npt.NDArray[np.float32]]) -> tf.keras.Model:
     """Makes the Keras model and assigns its weights. Call this once for each network.
 
     Args:
@@ -184,7 +184,7 @@ def build_model(network: Network, arrays: Mapping[str, npt.NDArray[np.float32]])
     Raises:
         ValueError: if a layer gets other weights than described. Keras may raise other errors.
     """
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, tf.KerasTensor] = {}
     values = iter(arrays[place] for place in network.places())
     for layer in network.layers:
         if not layer.inputs:
@@ -202,7 +202,7 @@ def build_model(network: Network, arrays: Mapping[str, npt.NDArray[np.float32]])
     return tf.keras.Model(tensors[first], tensors[last], name=network.name)
 
 
-def _make_layer(entry: Any) -> Any:
+def _make_layer(entry: Any) -> tf.keras.layers.Layer:
     """The stock layer of one entry of a description."""
     kind, config = entry["class_name"], entry["config"]
     name = config["name"]
@@ -249,7 +249,7 @@ def _inputs(entry: Any, name: str) -> tuple[str, ...]:
     return tuple(history[0] for history in histories)
 
 
-def _weight_shapes(keras: Any, channels: int) -> dict[str, Shape]:
+def _weight_shapes(keras: tf.keras.layers.Layer, channels: int) -> dict[str, Shape]:
     """The shapes of a layer's weights by name, computed without making the weights."""
     shapes: dict[str, Shape] = {}
     match type(keras).__name__:

@@ -93,7 +93,7 @@ def product_turns(
         yield (time.perf_counter() - begun) / (PRODUCTS * 2 * PRODUCT_SIZE**3) * wanted
 
 
-def floating_point_operations(model: Any, batch_size: int) -> int:
+def floating_point_operations(model: tf.keras.Model, batch_size: int) -> int:
     """The additions and multiplications of a step in convolutions and dense layers.
 
     A layer's output, its kernel's gradient and its input's gradient take the same number each. A

@@ -146,7 +146,9 @@ def _table(computed: Values, shown: range, bad: int | None) -> Table:
     return table
 
 
-def read_bundle(bundle: Path) -> tuple[State, Step, Any, Any, str]:
+def read_bundle(
+    bundle: Path,
+) -> tuple[State, Step, npt.NDArray[np.float32], npt.NDArray[np.float32], str]:
     """Reads the state before a step, the step, its images and labels, and the error message.
 
     Raises:
@@ -190,7 +192,7 @@ def _file(bundle: Path, name: str) -> Path:
     return bundle / name
 
 
-def watch(state: State, step: Step, images: Any, labels: Any) -> Values:
+def watch(state: State, step: Step, images: tf.Tensor, labels: tf.Tensor) -> Values:
     """Runs a step eagerly; returns its values by name, in the order of computation.
 
     They are the batch, the variables before, each layer's output, the loss, the gradients, the
@@ -209,7 +211,7 @@ def watch(state: State, step: Step, images: Any, labels: Any) -> Values:
         return output
 
     class Watched(State):
-        def gradients(self, tape: tf.GradientTape, loss: Any) -> list[Any]:
+        def gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
             seen.append(("loss", _array(loss)))
             gradients = super().gradients(tape, loss)
             names = [f"gradient of {name}" for name in self.weights()]
@@ -240,7 +242,7 @@ def _readable(state: State) -> Values:
     ]
 
 
-def first_bad_line(state: State, step: Step, images: Any, labels: Any) -> str | None:
+def first_bad_line(state: State, step: Step, images: tf.Tensor, labels: tf.Tensor) -> str | None:
     """The first operation that makes a value non-finite, and its line of code.
 
     None if TensorFlow's check finds no operation. See ``tf.debugging.enable_check_numerics``.

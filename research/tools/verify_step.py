@@ -16,10 +16,11 @@ from research.errors import InputError, one_line
 from research.tools.check import Check, counted
 from research.tools.load_experiment import load_experiment
 from research.training.strategy import make_strategy
-from research.training.train import INPUT_SECONDS, Unreported, train
+from research.training.train import INPUT_SECONDS, Report, Unreported, train
 
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -107,7 +108,7 @@ class Trial:
         self.traces += 1
         return self.experiment.step(*arguments)
 
-    def reports(self, **options: Any) -> Iterator[Any]:
+    def reports(self, **options: Any) -> Iterator[Report]:
         """The reports of ``train``, with the plan that ``build`` was given."""
         epochs, batch_size = self.config.epochs, self.config.batch_size
         chosen: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size}
@@ -122,7 +123,9 @@ class Trial:
                 self.history[name] = np.concatenate([self.history.get(name, row[:0]), row])
         return self.state.values()
 
-    def each_step(self, reports: Iterator[Any], starts: Iterable[Arrays] = ()) -> Iterator[Outcome]:
+    def each_step(
+        self, reports: Iterator[Report], starts: Iterable[Arrays] = ()
+    ) -> Iterator[Outcome]:
         """Yields the outcome of each of ``STEPS`` steps.
 
         Args:
@@ -134,8 +137,10 @@ class Trial:
                 self.state.assign(start.values())
             report = next(reports)
             returned = {k: v for k, v in report.history.items() if k != INPUT_SECONDS}
-            looked_at = {k: np.asarray(v) for k, v in report.last_step.returned.items()}
-            looked_at["indices"] = np.asarray(report.last_step.indices)
+            last = report.last_step
+            assert last is not None, "a report after every step is due"
+            looked_at = {k: np.asarray(v) for k, v in last.returned.items()}
+            looked_at["indices"] = np.asarray(last.indices)
             yield Outcome(returned | looked_at, self.state.values())
 
 
@@ -246,7 +251,9 @@ def _differs_from_eager(
     return ""
 
 
-def _with_other_last_bits(values: Arrays, model: Any, rng: np.random.Generator) -> Arrays:
+def _with_other_last_bits(
+    values: Arrays, model: tf.keras.Model, rng: np.random.Generator
+) -> Arrays:
     """A state's values with the model's weights changed by 1e-6, or 1% if not in float32."""
     size = 1e-6 if model.compute_dtype == "float32" else 1e-2
     return {

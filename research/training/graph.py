@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import collections
 import re
-from typing import Any
 
 import tensorflow as tf
 
 
-def with_names_of_the_code(graph: Any) -> Any:
+def with_names_of_the_code(graph: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
     """Renames the nodes of a step's graph, so that layers have the names that the code gives them.
 
     Args:

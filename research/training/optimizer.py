@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from research.data.batches import Plan
 from research.training.schedules import Decay, LearningRate
 from research.training.state import State
@@ -48,7 +46,9 @@ class Adadelta(tf.keras.optimizers.Adadelta):
     https://www.tensorflow.org/api_docs/python/tf/raw_ops/ResourceApplyAdadelta.
     """
 
-    def update_step(self, grad: Any, variable: Any, learning_rate: Any) -> None:
+    def update_step(
+        self, grad: tf.Tensor, variable: tf.keras.Variable, learning_rate: tf.Tensor
+    ) -> None:
         """Updates one variable and its accumulators of squared gradients and squared changes."""
         if tf.config.get_visible_devices("GPU") or isinstance(grad, tf.IndexedSlices):
             super().update_step(grad, variable, learning_rate)

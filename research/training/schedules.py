@@ -45,7 +45,7 @@ class LearningRate(tf.keras.optimizers.schedules.LearningRateSchedule):
         self.decay = decay
         self.warmup_steps = warmup_steps
 
-    def __call__(self, step: Any) -> Any:
+    def __call__(self, step: int | tf.Tensor) -> tf.Tensor:
         """The learning rate of the step after ``step`` others: a float32 scalar, at least 0."""
         step = tf.cast(step, tf.float32)
         warmup = tf.minimum((step + 1) / max(self.warmup_steps, 1), 1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from research.errors import InputError
 from research.processor import has_bfloat16
@@ -10,7 +10,7 @@ from research.processor import has_bfloat16
 import tensorflow as tf
 
 
-def make_strategy(name: Literal["default", "mirrored"], batch_size: int) -> Any:
+def make_strategy(name: Literal["default", "mirrored"], batch_size: int) -> tf.distribute.Strategy:
     """A ``tf.distribute`` strategy: one replica, or one on each GPU.
 
     Without a GPU, ``"mirrored"`` divides the CPU into two logical devices, so that code for several

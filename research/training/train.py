@@ -19,8 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-Step = Callable[[State, tf.Tensor, tf.Tensor], dict[str, Any]]
+Step = Callable[[State, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
 Indices = Callable[[State, Plan], tf.Tensor]
+# What several steps return: scalars [steps], the last step's images and vectors, and its indices.
+Stepped = tuple[dict[str, tf.Tensor], dict[str, tf.Tensor], tf.Tensor]
 History = dict[str, npt.NDArray[np.float32]]
 
 # train adds two scalars to those that a step returns: the wall time until the step's batch was
@@ -161,7 +163,7 @@ def train(
     report_now: Callable[[int], bool] = lambda done: False,
     unreported: Unreported | None = None,
     profile: Profile | None = None,
-    show_graph: Callable[[Any], None] = lambda graph: None,
+    show_graph: Callable[[tf.compat.v1.GraphDef], None] = lambda graph: None,
     compiled: bool = True,
 ) -> Generator[Report, None, None]:
     """Runs ``step`` on batch after batch until ``epochs`` are done.
@@ -352,7 +354,7 @@ def indices_of_next_step(state: State, plan: Plan, indices: Indices | None) -> t
 
 def _one_step(
     state: State, step: Step, split: Split
-) -> Callable[[Any], tuple[dict[str, Any], dict[str, Any]]]:
+) -> Callable[[tf.Tensor], tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]]:
     """A function (indices of the batch) -> (scalars, images and vectors) of one step, by name.
 
     The scalars are float32, averaged over the replicas. Images and vectors are the first replica's.
@@ -360,7 +362,7 @@ def _one_step(
     images, labels = tf.constant(split.images), tf.constant(split.labels)
     replicas = state.strategy.num_replicas_in_sync
 
-    def one_replica(batch: Any) -> Any:
+    def one_replica(batch: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         share, indices = None, batch
         if replicas > 1:
             replica = tf.distribute.get_replica_context()
@@ -379,7 +381,7 @@ def _one_step(
         scalars[INPUT_SECONDS] = input_seconds
         return {k: v if share is None else v * share for k, v in scalars.items()}, others
 
-    def one_step(positions: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def one_step(positions: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         scalars, others = state.strategy.run(one_replica, args=(positions,))
         add = tf.distribute.ReduceOp.SUM
         scalars = {k: state.strategy.reduce(add, v, axis=None) for k, v in scalars.items()}
@@ -397,9 +399,9 @@ def _several_steps(
     split: Split,
     plan: Plan,
     indices: Indices | None,
-    show_graph: Callable[[Any], None],
+    show_graph: Callable[[tf.compat.v1.GraphDef], None],
     compiled: bool,
-) -> Callable[[Any], tuple[dict[str, Any], dict[str, Any], Any]]:
+) -> Callable[[tf.Tensor], Stepped]:
     """A function (number of steps) -> (scalars, images and vectors, indices).
 
     It runs these steps, which must lie in one epoch. The scalars are float32 [steps], by name; the
@@ -407,18 +409,18 @@ def _several_steps(
     """
     one_step = _one_step(state, step, split)
 
-    def order_of_epoch() -> Any:
+    def order_of_epoch() -> tf.Tensor:
         """The order of the epoch; computed once per call, since it costs a part of a step."""
         if indices is not None:
             return tf.zeros([0], tf.int64)
         return epoch_order(state.seed, state.step // plan.steps_per_epoch, plan.examples)
 
-    def batch_due(order: Any) -> Any:
+    def batch_due(order: tf.Tensor) -> tf.Tensor:
         if indices is not None:
             return indices_of_next_step(state, plan, indices)
         return batch_indices(order, state.step % plan.steps_per_epoch, plan.batch_size)
 
-    def run_eagerly(count: Any) -> Any:
+    def run_eagerly(count: tf.Tensor) -> Stepped:
         order, found = order_of_epoch(), []
         for _ in range(int(count)):
             batch = batch_due(order)
@@ -433,7 +435,7 @@ def _several_steps(
     names, like = list(concrete.structured_outputs[0]), concrete.structured_outputs[1]
     shapes = {name: tensor.shape for name, tensor in like.items()}
 
-    def run_compiled(count: Any) -> Any:
+    def run_compiled(count: tf.Tensor) -> Stepped:
         order = order_of_epoch()
         rows = tf.TensorArray(tf.float32, size=count)
         batch = tf.zeros([0], tf.int64)
@@ -451,9 +453,9 @@ def _several_steps(
     return tf.function(run_compiled).get_concrete_function(tf.TensorSpec([], tf.int32))
 
 
-def _weights_by_layer(state: State) -> dict[str, list[Any]]:
+def _weights_by_layer(state: State) -> dict[str, list[tf.Tensor]]:
     """Copies of each layer's trainable variables."""
-    layers: dict[str, list[Any]] = {}
+    layers: dict[str, list[tf.Tensor]] = {}
     for name, variable in state.weights().items():
         layers.setdefault(name.rpartition("/")[0] or name, []).append(
             tf.convert_to_tensor(variable.value)
@@ -461,7 +463,9 @@ def _weights_by_layer(state: State) -> dict[str, list[Any]]:
     return layers
 
 
-def _update_ratios(before: dict[str, list[Any]], after: dict[str, list[Any]]) -> dict[str, float]:
+def _update_ratios(
+    before: dict[str, list[tf.Tensor]], after: dict[str, list[tf.Tensor]]
+) -> dict[str, float]:
     """For each layer the norm of the change of its weights, divided by the norm before."""
     ratios: dict[str, float] = {}
     for layer, old in before.items():
@@ -495,7 +499,7 @@ def _check_finite(values_by_name: Mapping[str, npt.NDArray[Any]], before: int) -
         )
 
 
-def _check_changed(state: State, before: list[Any], history: dict[str, Any]) -> None:
+def _check_changed(state: State, before: list[tf.Tensor], history: History) -> None:
     after = [v.numpy() for v in state.model.trainable_variables]
     if "optimizer/loss_scale" not in history and all(map(np.array_equal, before, after)):
         raise RuntimeError(
