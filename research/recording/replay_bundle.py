@@ -60,7 +60,7 @@ def write_replay_bundle(
         images, labels = take_batch(split.images, split.labels, used)
         np.savez(partial / "batch.npz", images=images, labels=labels, indices=used)
         copy_code(file, partial / "code")
-        about: dict[str, Any] = {"experiment": file.name, "reason": reason}
+        about: dict[str, Any] = {"experiment": file.resolve().name, "reason": reason}
         about |= {"plan": dataclasses.asdict(plan), "config": config_as_json(run.start.config)}
         write_json(partial / "bundle.json", about)
     return folder

@@ -244,3 +244,14 @@ def test_a_reason_that_can_not_be_printed_is_escaped(bundle: MakeBundle, run_her
     result = run_here("research", "replay", path)
     assert (result.status, result.stderr) == (0, "")
     assert "The run stopped: bad\\n\\ud800[bold]\\x1b\n" in result.stdout
+
+
+def test_a_bundle_of_an_experiment_that_was_started_by_a_link_can_be_read(
+    data_file: Path, tmp_path: Path, run_here: RunHere
+) -> None:
+    link = tmp_path / "link.py"
+    link.symlink_to(EXPERIMENTS / "mnist_cnn.py")
+    options = ("--dense-width", "8", "--learning-rate", "1e30", "--run-dir", "run")
+    assert run_here(link, "--data", data_file, *options).status == 1
+    (path,) = Path("run").glob("replay-*")
+    assert run_here("research", "replay", path, "--json").status == 0
