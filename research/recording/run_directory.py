@@ -100,6 +100,7 @@ def create_directory(
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path.parent)
         new = path.with_name(f"{_NEW}{uuid.uuid4().hex}")
+        made.insert(0, new)
         new.mkdir()
         descriptor = _lock(new)
     except OSError as error:
