@@ -203,7 +203,7 @@ def train(
 
     Raises:
         NonFiniteError: if a scalar that the step returns becomes NaN or infinite.
-        RuntimeError: if no weight has changed by the first report.
+        RuntimeError: if no weight has changed by the first report that is due.
         ValueError: if the step returns anything but scalars, images and vectors by name, or
             ``indices`` anything but positions.
     """
@@ -243,7 +243,8 @@ def train(
                     ratios = _update_ratios(weights, _weights_by_layer(state))
                     last_step = LastStep(used, returned, ratios)
                 latest = make_report(plan, done, history, seconds, last_step)
-                if weights_before:
+                # A few steps may have the learning rate 0, at the start of a warm-up for instance.
+                if weights_before and (latest.due or done == last):
                     _check_changed(state, weights_before, history)
                     weights_before = []
                 yield latest
