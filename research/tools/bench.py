@@ -105,7 +105,8 @@ class Bench:
         """Measures, shows the results, and returns them."""
         experiment = load_experiment(self.experiment)
         try:
-            config = experiment.config()
+            # Whole trainings validate on the test set, by which nothing may be selected.
+            config = dataclasses.replace(experiment.config(), patience=None)
         except TypeError as error:
             raise InputError(f"{self.experiment}: give each option a default ({error})") from error
         data = load_mnist(screen.say)
