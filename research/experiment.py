@@ -202,6 +202,7 @@ def train_and_judge(
             screen.say("\n".join([*start.notes, there]))
             splits = (training, validation)
             train_in_loop(experiment, state, splits, plan, run, stop, screen, start_up)
+            done = int(state.step.numpy())  # finish may assign the best weights, of another step
             with stop.leaving():
                 if not stop.is_set():
                     finish(experiment, state, data, validation, run, screen)
@@ -215,7 +216,6 @@ def train_and_judge(
             raise NonFiniteError(f"{error}; {look if bundle else go_on}") from error
         except StorageError as error:
             raise StorageError(f"{error}, then go on: {go_on}") from error
-        done = int(state.step.numpy())
         screen.say(f"Stopped by {stop} after {done} of {plan.steps} steps. Go on: {go_on}")
         return stop.exit_status
 
@@ -302,9 +302,15 @@ def finish(
     With ``--patience`` the weights of the best validation are exported.
     """
     config, step = run.start.config, int(state.step.numpy())
-    if config.patience is not None and (at := run.checkpoints.best(state)) is not None:
-        state.assign(at.variables.values())
-        screen.say(f"The validation after step {at.step} was the best; its weights are saved.")
+    if config.patience is not None and (best := run.checkpoints.best_step) is not None:
+        if (at := run.checkpoints.best(state)) is not None:
+            state.assign(at.variables.values())
+            screen.say(f"The validation after step {best} was the best; its weights are saved.")
+        else:
+            screen.say(
+                f"The validation after step {best} was the best, but its checkpoint is damaged or "
+                f"gone; the weights after step {step} are saved."
+            )
     screen.say("Training finished successfully.")
     h5 = run.path / "mnist.h5"
     saved = export_h5(experiment.judged(state), h5, validation.images[:1000], state.optimizer)
