@@ -11,7 +11,7 @@ from research.data.dataset import Split
 from research.recording.run import Run
 from research.recording.screen import TrainingProgress
 from research.recording.wall_time import WallTime
-from research.results.selection import rank_by, waited
+from research.results.selection import own, rank_by, waited
 from research.signals import StopRequest
 from research.training.state import State
 from research.training.train import Report, make_report
@@ -155,10 +155,10 @@ class Training:
     def patience_over(self) -> bool:
         """Whether the last ``--patience`` validations were no better than an earlier one."""
         patience = self.config.patience
-        return (
-            patience is not None
-            and waited(self.validations, rank_by(*self.config.selection)) >= patience
-        )
+        if patience is None:
+            return False
+        validations = own(self.validations, self.config.at_step)
+        return waited(validations, rank_by(*self.config.selection)) >= patience
 
     def save(self, ended: bool = False) -> None:
         """Saves a checkpoint, unless the newest one already holds the same.

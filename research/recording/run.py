@@ -43,7 +43,7 @@ from research.recording.run_directory import (
 from research.recording.start import FINISHED, Start
 from research.recording.tensorboard import PROJECTOR_FILES, TEST, VALIDATION, Status
 from research.results.evaluation import Validation
-from research.results.selection import best, rank_by
+from research.results.selection import best, own, rank_by
 from research.training.state import State
 from research.training.train import Report, Unreported
 
@@ -91,10 +91,11 @@ class Checkpoints:
         Without them validation uses the test set, and nothing may be selected on the test set. In
         a fork only its own validations count: the source run keeps the checkpoints of the others.
         """
-        from_step = self._config.at_step or 0
-        own = [v for v in self._recorder.validations if v["step"] >= from_step]
-        position = best(own, rank_by(*self._config.selection)) if self._config.holdout else None
-        return None if position is None else int(own[position]["step"])
+        if not self._config.holdout:
+            return None
+        validations = own(self._recorder.validations, self._config.at_step)
+        position = best(validations, rank_by(*self._config.selection))
+        return None if position is None else int(validations[position]["step"])
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint is due: by steps, by time, or since the last validation was best.

@@ -29,7 +29,7 @@ from research.recording.logs import Logs, read_logs
 from research.recording.run_directory import CODE
 from research.recording.source import uncommitted_changes
 from research.recording.tensorboard import VALIDATION
-from research.results.selection import rank_by, waited
+from research.results.selection import best, own, rank_by, waited
 from research.training.optimizer import learning_rate_at
 from research.training.state import State
 
@@ -128,9 +128,8 @@ def name_of_run(identity: dict[str, str], config: Config) -> str:
 def _finished(start: Start, run: Path, plan: Plan) -> str | None:
     """A message on how a run ended; None if it has not ended or a file is not intact."""
     config, at = start.config, start.at
-    waiting = (
-        waited(start.logs.of(VALIDATION), rank_by(*config.selection)) if config.patience else 0
-    )
+    validations, rank = own(start.logs.of(VALIDATION), config.at_step), rank_by(*config.selection)
+    waiting = waited(validations, rank) if config.patience else 0
     impatient = config.patience is not None and waiting >= config.patience
     if not (at.ended or impatient or at.step == plan.steps) or start.logs.damage:
         return None
@@ -142,15 +141,18 @@ def _finished(start: Start, run: Path, plan: Plan) -> str | None:
             return None
         evaluation = read_json(run / "evaluation.json")
         tested = TEST in evaluation
-        if config.test and not tested:
+        chosen = best(validations, rank) if config.patience else None
+        exported = at.step if chosen is None else validations[chosen]["step"]
+        # --test or --patience may have been given since.
+        if (config.test and not tested) or evaluation["exported_step"] != exported:
             return None
         accuracy = evaluation[TEST if tested else HOLDOUT]["accuracy"]
         what = f"its {'test' if tested else 'held-out'} accuracy is {accuracy:.4f}"
         if at.step == plan.steps:
             return f"{run} is finished; {what}."
         why = f"{waiting} validations were no better" if impatient else "its loop ended it"
-        best = f"the best was after step {evaluation['exported_step']}; " if impatient else ""
-        return f"{run} ended after {at.step} of {plan.steps} steps: {why}; {best}{what}."
+        which = f"the best was after step {exported}; " if impatient else ""
+        return f"{run} ended after {at.step} of {plan.steps} steps: {why}; {which}{what}."
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -183,6 +185,9 @@ def _resumed(
     if epochs != plan.epochs:
         _refuse_another_past(state, built(dataclasses.replace(plan, epochs=epochs)), at.step, new)
     logs = read_logs(run, at.logged)
+    if new.config.holdout:
+        # A figure of --select-by that earlier validations lack is refused here.
+        best(own(logs.of(VALIDATION), new.config.at_step), rank_by(*new.config.selection))
     environment, different = _compared(run, new, at.step)
     if eager != new.config.eager:
         different.append(f"--eager is now {new.config.eager}")
@@ -255,6 +260,26 @@ def _forked(new: Start, source: Path, state: State) -> Start:
         for (name, built), value in zip(state.values().items(), at.variables.values(), strict=True)
     }
     config = dataclasses.replace(new.config, at_step=at.step)
-    at = dataclasses.replace(at, run=new.at.run, variables=variables)
-    notes = [*map(str, damaged), *logs.damage, f"Forked from {source} after step {at.step}"]
+    other = _other_held_out(config, source)
+    # The loop of the source may have ended it; the fork's own loop decides anew.
+    at = dataclasses.replace(at, run=new.at.run, variables=variables, ended=False)
+    notes = [*map(str, damaged), *logs.damage, *other, f"Forked from {source} after step {at.step}"]
     return dataclasses.replace(new, config=config, at=at, logs=logs, notes=notes)
+
+
+def _other_held_out(config: Config, source: Path) -> list[str]:
+    """A warning if the source run may have been trained on examples that its fork holds out."""
+    try:
+        theirs = read_sealed_json(source / "config.json")
+        seed, count = theirs["holdout_seed"], theirs["holdout"]
+        before = (theirs["seed"] if seed is None else seed, theirs["examples"])
+    except (OSError, ValueError, KeyError):
+        return []
+    seed = config.seed if config.holdout_seed is None else config.holdout_seed
+    # With the same seed, fewer held-out examples are some of the same.
+    if config.holdout and ((seed, config.examples) != before or config.holdout > count):
+        return [
+            f"{source} held out other examples, and was trained on some that are held out now: "
+            "their figures are too good"
+        ]
+    return []

@@ -35,6 +35,15 @@ def rank_by(figure: str, sign: int) -> Rank:
     return rank
 
 
+def own(validations: Sequence[Validation], at_step: int | None) -> list[Validation]:
+    """The validations that a run may select on.
+
+    In a fork these are the ones after its first step, ``at_step``. The source run made the others,
+    perhaps on other examples and of other figures.
+    """
+    return [v for v in validations if at_step is None or v["step"] > at_step]
+
+
 def best(validations: Sequence[Validation], rank: Rank) -> int | None:
     """The position of the best validation, the first of equals; None without validations."""
     return max(range(len(validations)), key=lambda k: rank(validations[k]), default=None)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 from research.errors import InputError
-from research.results.selection import best, rank_by, waited
+from research.results.selection import best, own, rank_by, waited
 
 import pytest
 
@@ -42,3 +42,9 @@ def test_the_best_validation_and_how_many_came_after(
 def test_a_figure_that_nobody_evaluates_is_refused_with_those_there_are() -> None:
     with pytest.raises(InputError, match="no such figure is evaluated; there are accuracy, loss"):
         best(validations((0.5, 1.0)), rank_by("f1", 1))
+
+
+def test_a_fork_selects_on_its_own_validations_only() -> None:
+    validations = [{"step": step, "loss": 1.0} for step in (8, 16, 24)]
+    assert own(validations, None) == validations
+    assert own(validations, 16) == validations[2:]
