@@ -37,8 +37,9 @@ class Training:
 
     Taking the next report first saves a checkpoint if one is due. There is no next report after a
     signal, or when ``--patience`` is over. A loop that breaks ends its training, and the end is
-    recorded. A run may be killed at any point, so a loop may decide only by the report, the state
-    and ``validations``. A loop records a report before it validates.
+    recorded. A run may be killed at any point, so a loop may decide only by the step of the report,
+    the state and ``validations``. A loop records a report before it validates. It gets no early
+    report: those depend on the clock and on signals.
 
     Args:
         experiment: the experiment.
@@ -76,7 +77,8 @@ class Training:
         self._stop = stop
         self.wall_time = WallTime()
         self._validations: list[Mapping[str, Any]] = []
-        self._last = None if run is None else interrupted(run, len(splits[0]))
+        self._repeated = None if run is None else interrupted(run, len(splits[0]))
+        self._last = self._repeated
         self._recorded = self._last is None or (run is not None and run.recorder.is_recorded(state))
         self._breaks = False
 
@@ -86,13 +88,15 @@ class Training:
         return self._run.recorder.validations if self._run else self._validations
 
     def __iter__(self) -> Iterator[Report]:
-        for report in self._all_reports():
-            self.wall_time.switch("logging")
-            self._breaks = True
-            yield report
-            self._breaks = False
-            if self._run:
-                self._run.recorder.validation_due = False
+        self._breaks = False
+        for report, early in self._all_reports():
+            if not early:
+                self.wall_time.switch("logging")
+                self._breaks = True
+                yield report
+                self._breaks = False
+                if self._run:
+                    self._run.recorder.validation_due = False
             self.wall_time.switch("checkpointing")
             stopping = self._stop.is_set()  # read once: a signal may come between two lines
             if stopping or (self._run and self._run.checkpoints.due(report.step)):
@@ -101,10 +105,15 @@ class Training:
                 return
             self.wall_time.switch("training")
 
-    def _all_reports(self) -> Iterator[Report]:
-        """The reports; first that in the midst of whose handling a validation was interrupted."""
-        if self._last is not None and not self._stop.is_set():
-            yield self._last
+    def _all_reports(self) -> Iterator[tuple[Report, bool]]:
+        """The reports, and whether each is early.
+
+        The first is that in the midst of whose handling a validation was interrupted, if any.
+        """
+        if self._repeated is not None and not self._stop.is_set():
+            # Once only: a loop may iterate a second time.
+            repeated, self._repeated = self._repeated, None
+            yield repeated, False
         self.wall_time.switch("training")
         while not (self.patience_over() or self._stop.is_set()):
             report = next(self._reports, None)
@@ -112,10 +121,10 @@ class Training:
                 return
             self._progress.show(report)
             self._last, self._recorded = report, report.due
-            yield report
+            yield report, not report.due
 
     def record(self, report: Report) -> None:
-        """Records a report that was due. The next one covers the steps of an early one again."""
+        """Records a report; not again where only its validation is repeated after a signal."""
         if report.due and self._run:
             self._run.recorder.training(report, self.state, self._training, self.wall_time)
 
