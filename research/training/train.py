@@ -203,7 +203,8 @@ def train(
 
     Raises:
         NonFiniteError: if a scalar that the step returns becomes NaN or infinite.
-        RuntimeError: if no weight has changed by the first report that is due.
+        RuntimeError: if no weight has changed by the first report that is due and covers a step
+            with a learning rate above 0, or by the end.
         ValueError: if the step returns anything but scalars, images and vectors by name, or
             ``indices`` anything but positions.
     """
@@ -243,8 +244,9 @@ def train(
                     ratios = _update_ratios(weights, _weights_by_layer(state))
                     last_step = LastStep(used, returned, ratios)
                 latest = make_report(plan, done, history, seconds, last_step)
-                # A few steps may have the learning rate 0, at the start of a warm-up for instance.
-                if weights_before and (latest.due or done == last):
+                # A warm-up may begin with the learning rate 0.
+                rates = history.get("optimizer/learning_rate", np.ones(1))
+                if weights_before and (done == last or (latest.due and rates.any())):
                     _check_changed(state, weights_before, history)
                     weights_before = []
                 yield latest

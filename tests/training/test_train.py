@@ -378,6 +378,19 @@ def test_a_step_that_trains_nothing_is_refused(step: Step) -> None:
         run(make_state(), forgets, make_split(32))
 
 
+def test_a_warm_up_may_begin_with_the_learning_rate_zero(step: Step) -> None:
+    rises = tf.keras.optimizers.schedules.PolynomialDecay(0.0, 10, 1.0)
+    for early in (None, 1):
+        reports = run(
+            make_state(learning_rate=rises),
+            step,
+            make_split(64),
+            report_every=1 + (early or 0),
+            early_every=early,
+        )
+        assert len(reports) > 1
+
+
 def test_a_loss_for_each_example_is_refused() -> None:
     def forgets(state: State, images: Any, labels: Any) -> dict[str, Any]:
         with tf.GradientTape() as tape:
