@@ -95,8 +95,8 @@ class Training:
                 self._breaks = True
                 yield report
                 self._breaks = False
-                if self._run:
-                    self._run.recorder.validation_due = False
+            if self._run:
+                self._run.recorder.validation_due = False
             self.wall_time.switch("checkpointing")
             stopping = self._stop.is_set()  # read once: a signal may come between two lines
             if stopping or (self._run and self._run.checkpoints.due(report.step)):
