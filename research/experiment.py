@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import inspect
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -31,7 +32,7 @@ from research.recording.wall_time import StartUp
 from research.results.evaluation import Validation, embed, validate
 from research.results.export import check_exportable, export_h5
 from research.results.selection import rank_by
-from research.signals import StopRequest
+from research.signals import SIGNALS, StopRequest
 from research.stderr import show_error
 from research.training.profiler import Profile
 from research.training.state import State
@@ -113,16 +114,28 @@ def main(experiment: Experiment) -> NoReturn:
             be written; 128 plus the signal's number after one of ``research.signals.SIGNALS``, when
             a checkpoint has been saved.
     """
-    sys.exit(run(experiment))
+    sys.exit(_run(experiment, None))
 
 
 def run(experiment: Experiment, arguments: list[str] | None = None) -> int:
     """Does the work of ``main`` and returns the exit status, for a program that goes on.
 
+    Call this in the main thread. Afterwards signals are handled as before, also if one stopped the
+    run; ``main`` ignores further ones until the interpreter has ended.
+
     Args:
         experiment: the experiment to run.
         arguments: the words after the program's name; None takes those of this process.
     """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        return _run(experiment, arguments)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run(experiment: Experiment, arguments: list[str] | None) -> int:
     status, message = 0, ""
     start_up = StartUp(BEGUN)  # too long for a second run in one process
     start_up.done("importing")

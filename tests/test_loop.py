@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
+from research.experiment import run
+from research.signals import SIGNALS
+from research.tools.load_experiment import load_experiment
 from research.tools.verify_kills import left_by
 
 import pytest
@@ -91,3 +95,14 @@ def test_patience_that_is_given_later_exports_the_best_weights(
         assert run_here(file, "--resume", "run", *patience).status == 0
         exported.append(json.loads(Path("run", "evaluation.json").read_text())["exported_step"])
     assert exported == [16, 8, 8]
+
+
+def test_a_program_that_goes_on_after_a_stop_handles_signals_as_before(
+    data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = load_experiment(EXPERIMENTS / "mnist_cnn.py")
+    monkeypatch.chdir(tmp_path)
+    before = [signal.getsignal(number) for number in SIGNALS]
+    at_step(monkeypatch, 4, stop)
+    assert run(experiment, ["--data", str(data_file), *SMALL, "--run-dir", "run"]) == 143
+    assert [signal.getsignal(number) for number in SIGNALS] == before
