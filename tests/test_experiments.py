@@ -131,7 +131,14 @@ def test_what_a_step_prints_is_seen(data_file: Path, tmp_path: Path) -> None:
     assert result.stderr.splitlines() == [f"| seen within {step}" for step in range(3)]
 
 
-@pytest.mark.parametrize("options", [("--strategy", "mirrored"), ("--precision", "mixed_float16")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--strategy", "mirrored"),
+        # On processors without float16 arithmetic this takes half a minute.
+        pytest.param(("--precision", "mixed_float16"), marks=pytest.mark.slow),
+    ],
+)
 def test_other_ways_to_run(
     options: tuple[str, str], dataset: Dataset, data_file: Path, tmp_path: Path
 ) -> None:

@@ -420,6 +420,7 @@ def test_nan_stops_a_run_which_recovers_and_replay_names_the_layer(
     assert "not a replay bundle" in run_here("research", "replay", run).stderr
 
 
+@pytest.mark.slow
 def test_a_limit_on_file_sizes_ends_a_run_in_one_line_and_it_goes_on_without_it(
     data_file: Path, tmp_path: Path, finished_run: Path, run_here: RunHere
 ) -> None:

@@ -83,7 +83,7 @@ class Recorder:
             return
         metrics = dict(report.metrics)
         steps = len(report.history[INPUT_SECONDS])
-        shares = wall_time.split(metrics.pop(INPUT_SECONDS) * steps)
+        shares = wall_time.take_shares(metrics.pop(INPUT_SECONDS) * steps)
         speed = {"speed/examples_per_second": report.examples_per_second}
         ratios = {f"update_ratio/{layer}": ratio for layer, ratio in last.update_ratios.items()}
         self._record(TRAIN, report.step, metrics | speed | ratios | shares)

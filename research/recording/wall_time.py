@@ -50,7 +50,7 @@ class WallTime:
         self.switch(self._activity)
         return self._before.get(activity, 0.0) + self._seconds.get(activity, 0.0)
 
-    def split(self, input_seconds: float) -> dict[str, float]:
+    def take_shares(self, input_seconds: float) -> dict[str, float]:
         """Each activity's share of the time since the last call; the shares sum to 1.
 
         Args:

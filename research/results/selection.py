@@ -7,9 +7,9 @@ from typing import Any
 
 from research.errors import InputError
 
-# A recorded validation: ``step``, and every figure by name.
-Validation = Mapping[str, Any]
-Rank = Callable[[Validation], tuple[float, float]]
+# The line of metrics.jsonl about a validation: ``step``, and every figure by name.
+RecordedValidation = Mapping[str, Any]
+Rank = Callable[[RecordedValidation], tuple[float, float]]
 
 
 def rank_by(figure: str, sign: int) -> Rank:
@@ -23,7 +23,7 @@ def rank_by(figure: str, sign: int) -> Rank:
         InputError: by the returned function, if a validation has no such figure.
     """
 
-    def rank(validation: Validation) -> tuple[float, float]:
+    def rank(validation: RecordedValidation) -> tuple[float, float]:
         if figure not in validation:
             figures = validation.keys() - {"split", "step", "seconds"}
             raise InputError(
@@ -35,7 +35,7 @@ def rank_by(figure: str, sign: int) -> Rank:
     return rank
 
 
-def own(validations: Sequence[Validation], at_step: int | None) -> list[Validation]:
+def own(validations: Sequence[RecordedValidation], at_step: int | None) -> list[RecordedValidation]:
     """The validations that a run may select on.
 
     In a fork these are the ones after its first step, ``at_step``. The source run made the others,
@@ -44,12 +44,12 @@ def own(validations: Sequence[Validation], at_step: int | None) -> list[Validati
     return [v for v in validations if at_step is None or v["step"] > at_step]
 
 
-def best(validations: Sequence[Validation], rank: Rank) -> int | None:
+def best(validations: Sequence[RecordedValidation], rank: Rank) -> int | None:
     """The position of the best validation, the first of equals; None without validations."""
     return max(range(len(validations)), key=lambda k: rank(validations[k]), default=None)
 
 
-def waited(validations: Sequence[Validation], rank: Rank) -> int:
+def waited(validations: Sequence[RecordedValidation], rank: Rank) -> int:
     """The number of validations after the best one."""
     found = best(validations, rank)
     return 0 if found is None else len(validations) - 1 - found
