@@ -266,7 +266,8 @@ def train_in_loop(
     if stop.is_set():
         return
     with TrainingProgress(screen, plan, start.step) as progress:
-        training = Training(experiment, config, state, reports, splits, run, progress, stop)
+        evaluate = functools.partial(experiment.validate, state, splits[1], splits[0])
+        training = Training(evaluate, config, state, reports, *splits, run, progress, stop)
         ended = start.ended
         if not ended:
             with contextlib.suppress(Interrupted):

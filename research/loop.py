@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from research.config import Config
 from research.data.batches import Plan
@@ -11,13 +11,11 @@ from research.data.dataset import Split
 from research.recording.run import Run
 from research.recording.screen import TrainingProgress
 from research.recording.wall_time import WallTime
+from research.results.evaluation import Validation
 from research.results.selection import own, rank_by, waited
 from research.signals import StopRequest
 from research.training.state import State
 from research.training.train import Report, make_report
-
-if TYPE_CHECKING:
-    from research.experiment import Experiment
 
 
 def loop(training: Training) -> None:
@@ -42,11 +40,12 @@ class Training:
     report: those depend on the clock and on signals.
 
     Args:
-        experiment: the experiment.
-        config: its options.
+        evaluate: evaluates the judged model on the validation split.
+        config: the options of the experiment.
         state: the state, which training changes.
         reports: from ``research.training.train.train``.
-        splits: the split to train on and the split to validate on.
+        training: the split to train on.
+        validation: the split to validate on.
         run: where the training is recorded; None for nowhere.
         progress: where the training is shown.
         stop: the request of a signal to stop.
@@ -58,26 +57,27 @@ class Training:
 
     def __init__(
         self,
-        experiment: Experiment,
+        evaluate: Callable[[], Validation],
         config: Config,
         state: State,
         reports: Iterator[Report],
-        splits: tuple[Split, Split],
+        training: Split,
+        validation: Split,
         run: Run | None,
         progress: TrainingProgress,
         stop: StopRequest,
     ) -> None:
         self.state = state
         self.config = config
-        self._experiment = experiment
+        self._evaluate = evaluate
         self._reports = reports
-        self._training, self._validation = splits
+        self._training, self._validation = training, validation
         self._run = run
         self._progress = progress
         self._stop = stop
         self.wall_time = WallTime()
         self._validations: list[Mapping[str, Any]] = []
-        self._repeated = None if run is None else interrupted(run, len(splits[0]))
+        self._repeated = None if run is None else interrupted(run, len(training))
         self._last = self._repeated
         self._recorded = self._last is None or (run is not None and run.recorder.is_recorded(state))
         self._breaks = False
@@ -151,7 +151,7 @@ class Training:
         found = None
         if not self._stop.is_set():
             with self._stop.leaving():
-                found = self._experiment.validate(self.state, self._validation, self._training)
+                found = self._evaluate()
         if found is None:
             raise Interrupted
         self.wall_time.switch("logging")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import tempfile
 import time
@@ -74,7 +75,8 @@ def recorded_epochs(
             progress = TrainingProgress(screen, plan)
             begun = time.perf_counter()
             epoch, splits = _to_end_of_epoch(reports), (data.train, data.test)
-            training = Training(experiment, config, state, epoch, splits, run, progress, stop)
+            validate = functools.partial(experiment.validate, state, data.test, data.train)
+            training = Training(validate, config, state, epoch, *splits, run, progress, stop)
             with progress:
                 experiment.loop(training)
             training.save()

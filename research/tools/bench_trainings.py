@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import statistics
 import sys
@@ -50,7 +51,8 @@ def serve_trainings(experiment: Experiment, config: Config, data: Dataset) -> No
             indices=experiment.indices,
         )
         splits, progress = (data.train, data.test), TrainingProgress(screen, plan)
-        training = Training(experiment, chosen, state, reports, splits, None, progress, stop)
+        validate = functools.partial(experiment.validate, state, data.test, data.train)
+        training = Training(validate, chosen, state, reports, *splits, None, progress, stop)
         begun = time.perf_counter()
         experiment.loop(training)
         seconds = time.perf_counter() - begun - training.wall_time.total("validation")
