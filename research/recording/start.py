@@ -150,7 +150,8 @@ def _finished(start: Start, run: Path, plan: Plan) -> str | None:
         what = f"its {'test' if tested else 'held-out'} accuracy is {accuracy:.4f}"
         if at.step == plan.steps:
             return f"{run} is finished; {what}."
-        why = f"{waiting} validations were no better" if impatient else "its loop ended it"
+        since = "1 validation was" if waiting == 1 else f"{waiting} validations were"
+        why = f"{since} no better" if impatient else "its loop ended it"
         which = f"the best was after step {exported}; " if impatient else ""
         return f"{run} ended after {at.step} of {plan.steps} steps: {why}; {which}{what}."
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
