@@ -204,14 +204,24 @@ def is_regular(path: Path) -> bool:
         return False
 
 
-def move_aside(path: Path) -> Path:
-    """Renames a damaged file to ``<name>.damaged``, which no program reads; returns the path."""
+def move_aside(path: Path, *, keep: bool = False) -> Path:
+    """Renames a damaged file to ``<name>.damaged``, which no program reads; returns the path.
+
+    Args:
+        path: the file.
+        keep: a plain file keeps its own name, too, until another file replaces it: a kill before
+            that then loses nothing.
+    """
     stem = path.name.partition(".")[0]
     numbers = itertools.count(2)
     aside = path.with_name(f"{stem}.damaged")
     while os.path.lexists(aside):
         aside = path.with_name(f"{stem}.damaged-{next(numbers)}")
     with storage_errors(path):
+        if keep and is_regular(path):
+            with contextlib.suppress(OSError):  # some file systems have no hard links
+                aside.hardlink_to(path)
+                return aside
         path.rename(aside)
     return aside
 

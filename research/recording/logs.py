@@ -154,7 +154,7 @@ def write_logs(logs: Logs, run: Path) -> None:
     """
     for path in logs.aside:
         if path.is_relative_to(run):
-            move_aside(path)
+            move_aside(path, keep=True)
     with storage_errors(run / METRICS), replaced_atomically(run / METRICS) as partial:
         partial.write_bytes(b"".join(logs.lines))
     for split, events in logs.events.items():
