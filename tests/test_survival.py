@@ -512,7 +512,7 @@ def test_a_disk_that_is_full_at_twenty_moments(
             output = program.output()
             (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
             assert "Traceback" not in output
-            named = re.match(rf"error: {run}(\S*): can't be written", error)
+            named = re.match(r"error: disk/run(\S*): can't be written", error)
             assert named, error
             where.add(named[1].partition("-")[0].partition(".out.")[0])
         filler.unlink()
@@ -521,7 +521,7 @@ def test_a_disk_that_is_full_at_twenty_moments(
             process.join()
             assert process.exitcode == 0, program.output()
             assert left_by(run) == left_by(finished_run)
-        shutil.rmtree(run)
+        shutil.rmtree(run, ignore_errors=True)  # without room there may be none
     print(f"{full} of 20 were full, at {sorted(where)}; all went on")
     assert full == 20
 

@@ -111,7 +111,7 @@ class Bench:
             raise InputError(f"{self.experiment}: give each option a default ({error})") from error
         data = load_mnist(screen.say)
         if self.serve == "trainings":
-            serve_trainings(experiment, config, data.first(self.examples))
+            serve_trainings(experiment, config, data.first(self.examples), screen)
         elif self.serve is not None:
             serve(self.serve, experiment, config, data, self.steps)
         elif self.recording:

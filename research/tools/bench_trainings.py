@@ -31,15 +31,14 @@ REFERENCE_EPOCHS = 12
 REFERENCE_BATCH_SIZE = 128
 
 
-def serve_trainings(experiment: Experiment, config: Config, data: Dataset) -> None:
+def serve_trainings(experiment: Experiment, config: Config, data: Dataset, screen: Screen) -> None:
     """Answers each line of standard input, a seed, with a line of JSON.
 
     For each seed it trains on all training examples, in the experiment's own loop, and evaluates
     once on the test set. The answer has the test ``accuracy`` and ``loss``, and ``seconds``, the
     time of training without tracing and validation.
     """
-    screen, stop = Screen(), StopRequest()
-    screen.console.quiet = True
+    stop = StopRequest()  # which listens only where it is entered
     for line in sys.stdin:
         chosen = dataclasses.replace(config, seed=int(line))
         plan = Plan(len(data.train), chosen.batch_size, chosen.epochs)
