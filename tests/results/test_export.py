@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import make_split, run_python
+from conftest import make_split, run_python, skip_if_onednn_aborts
 
 # This program runs in a process of its own, in isolated mode, without this project.
 ELSEWHERE = """
@@ -249,6 +249,7 @@ def test_the_file_has_the_experiments_own_optimizer(
 def test_a_model_and_its_twin_are_compared_and_left_as_they_were(
     network: Callable[[str], Any], precision: str
 ) -> None:
+    skip_if_onednn_aborts(precision)
     model = network(precision)
     before = [variable.numpy() for variable in model.variables]
     check_exportable(model)
