@@ -227,7 +227,7 @@ def test_one_can_go_back_to_the_step_before_something_became_non_finite(step: St
     assert all(np.isfinite(value).all() for value in state.values().values())
 
 
-@pytest.mark.parametrize(("learning_rate", "report_every"), [(1e20, 1), (1e24, 3), (1e30, 3)])
+@pytest.mark.parametrize(("learning_rate", "report_every"), [(1e24, 1), (1e24, 3), (1e30, 3)])
 def test_the_error_names_the_step_that_one_can_go_back_to(
     learning_rate: float, report_every: int, step: Step
 ) -> None:
