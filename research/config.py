@@ -123,6 +123,11 @@ class Config:
         require("at_step", self.at_step, self.at_step is None or self.fork is not None, together)
 
     @property
+    def holding_out_seed(self) -> int:
+        """The seed that decides which examples are held out."""
+        return self.seed if self.holdout_seed is None else self.holdout_seed
+
+    @property
     def selection(self) -> tuple[str, int]:
         """The figure that makes a validation best; 1 if by its highest value, -1 by its lowest."""
         highest_or_lowest, _, figure = self.select_by.partition(" ")

@@ -286,8 +286,7 @@ def load(config: Config, screen: Screen) -> tuple[Dataset, Split, Split]:
     data = data.first(config.examples)
     training, validation = data.train, data.test
     if config.holdout:
-        seed = config.seed if config.holdout_seed is None else config.holdout_seed
-        training, validation = hold_out(training, config.holdout, seed)
+        training, validation = hold_out(training, config.holdout, config.holding_out_seed)
     for split in dict.fromkeys((training, validation, data.test)):
         screen.say(f"{split.name} images {split.images.shape}, labels {split.labels.shape}")
     return data, training, validation

@@ -209,9 +209,12 @@ def _resumed(
 
 def _refuse_another_past(now: State, before: State, done: int, new: Start) -> None:
     """Refuses other epochs if the steps done would have had other learning rates."""
-    steps = range(0, done, -(-done // LEARNING_RATES_COMPARED)) if done else []
-    pairs = [(learning_rate_at(now, k), learning_rate_at(before, k)) for k in steps]
-    if any(a != b for a, b in pairs):
+    steps = range(0, done, -(-done // LEARNING_RATES_COMPARED)) if done else ()
+    rates = [
+        [learning_rate_at(state.optimizer, k) for k in steps if state.optimizer is not None]
+        for state in (now, before)
+    ]
+    if rates[0] != rates[1]:
         raise InputError(
             f"--epochs {new.config.epochs:g}: the learning rate depends on the number of epochs, "
             "so that with other epochs the run's past would be another; --fork "
@@ -276,9 +279,10 @@ def _other_held_out(config: Config, source: Path) -> list[str]:
         before = (theirs["seed"] if seed is None else seed, theirs["examples"])
     except (OSError, ValueError, KeyError):
         return []
-    seed = config.seed if config.holdout_seed is None else config.holdout_seed
     # With the same seed, fewer held-out examples are some of the same.
-    if config.holdout and ((seed, config.examples) != before or config.holdout > count):
+    if config.holdout and (
+        (config.holding_out_seed, config.examples) != before or config.holdout > count
+    ):
         return [
             f"{source} held out other examples, and was trained on some that are held out now: "
             "their figures are too good"

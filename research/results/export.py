@@ -19,6 +19,7 @@ from research.results.read_h5 import (
     read_weights,
 )
 from research.results.stock_network import read_network
+from research.training.optimizer import learning_rate_at
 
 import h5py
 import numpy as np
@@ -203,20 +204,13 @@ def stock_optimizer(
         options = {name: value for name, value in optimizer.get_config().items() if name in known}
         # Keras numbers the optimizers of a process in their names; the file must not depend on it.
         options |= {
-            "learning_rate": _last_learning_rate(optimizer),
+            # The next rate would be 0 at the end of a schedule, and `fit` would learn nothing.
+            "learning_rate": learning_rate_at(optimizer, max(int(optimizer.iterations) - 1, 0)),
             "name": kinds[0].__name__.lower(),
         }
         return kinds[0](**options)
     except (TypeError, ValueError):  # MultiOptimizer needs other optimizers
         return None
-
-
-def _last_learning_rate(optimizer: tf.keras.optimizers.Optimizer) -> float:
-    schedule = getattr(optimizer, "_learning_rate", None)  # Keras has no public name for it
-    if isinstance(schedule, tf.keras.optimizers.schedules.LearningRateSchedule):
-        # The next rate would be 0 at the end of a schedule, and `fit` would learn nothing.
-        return float(schedule(max(int(optimizer.iterations) - 1, 0)))
-    return float(optimizer.learning_rate)
 
 
 def _compare(

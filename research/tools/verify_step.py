@@ -90,8 +90,7 @@ class Trial:
             config = dataclasses.replace(config, examples=config.holdout + config.batch_size)
         split = split.first(config.examples or len(split))
         if config.holdout:
-            seed = config.seed if config.holdout_seed is None else config.holdout_seed
-            split, _ = hold_out(split, config.holdout, seed)
+            split, _ = hold_out(split, config.holdout, config.holding_out_seed)
         least = FIXED_BATCH_STEPS if one_batch else 2 * STEPS
         # max: a warm-up, for instance, may not be longer than the training.
         plan = Plan(len(split), config.batch_size, config.epochs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from research.data.batches import Plan
 from research.training.schedules import Decay, LearningRate
-from research.training.state import State
 
 import tensorflow as tf
 
@@ -24,11 +23,14 @@ def adadelta(
     return Adadelta(LearningRate(peak, plan.steps, decay, warmup_steps), rho=0.95, epsilon=1e-7)
 
 
-def learning_rate_at(state: State, step: int) -> float | None:
-    """The learning rate of the step after ``step`` others; None without a Keras optimizer."""
-    optimizer = getattr(state.optimizer, "inner_optimizer", state.optimizer)
-    if optimizer is None:
-        return None
+def learning_rate_at(optimizer: tf.keras.optimizers.Optimizer, step: int) -> float:
+    """The learning rate of the step after ``step`` others; a constant one is that of now.
+
+    Args:
+        optimizer: a Keras optimizer, perhaps in a ``LossScaleOptimizer``.
+        step: number of steps done before, at least 0.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     schedule = getattr(optimizer, "_learning_rate", None)  # Keras has no public name for it
     if isinstance(schedule, tf.keras.optimizers.schedules.LearningRateSchedule):
         return float(schedule(step))
