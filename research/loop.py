@@ -125,7 +125,7 @@ class Training:
 
     def record(self, report: Report) -> None:
         """Records a report; not again where only its validation is repeated after a signal."""
-        if report.due and self._run:
+        if self._run:
             self._run.recorder.training(report, self.state, self._training, self.wall_time)
 
     @property

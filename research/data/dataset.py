@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 NUM_CLASSES = 10
 # The names of splits.
-TRAIN, HOLDOUT, TEST = "train", "holdout", "test"
+HOLDOUT, TEST = "holdout", "test"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

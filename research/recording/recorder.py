@@ -52,10 +52,11 @@ class Recorder:
     ) -> None:
         self._directory = directory
         self._began = time.monotonic() - at.seconds
-        self._lines = collections.Counter(line["split"] for line in logs.parsed())
+        logged = logs.logged()
+        self._lines = collections.Counter(logged.lines)
         self._metrics = MetricsFile(directory.path)
         self.board = TensorBoardWriter(directory.path)
-        self.board.events |= {split: len(events) for split, events in logs.events.items()}
+        self.board.events |= logged.events
         self.validations = logs.of(VALIDATION)
         self.validation_due = at.validation_due
         self._trained = max((line["step"] for line in logs.of(TRAIN)), default=0)
@@ -110,7 +111,7 @@ class Recorder:
             embedding: [M, units], the inputs of its last layer for the first M examples.
             split: the test set, or the held-out examples, whose figures are already recorded.
         """
-        self._directory.path  # noqa: B018 - raises where it is another directory by now
+        self._directory.check()
         folder = TEST if split.name == TEST else VALIDATION
         if folder == TEST:
             self.board.scalars(TEST, step, found.figures)
@@ -138,7 +139,7 @@ class Recorder:
 
     def _record(self, split: str, step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
         """Writes finite values by name to both logs; returns the line of metrics.jsonl."""
-        self._directory.path  # noqa: B018 - raises where it is another directory by now
+        self._directory.check()
         line = {"split": split, "step": step, "seconds": self.seconds, **metrics}
         self._metrics.write(line)
         self._lines[split] += 1

@@ -13,6 +13,7 @@ from research.files import replaced_atomically, storage_errors, write_json
 from research.recording.checkpoints import Checkpoint, write_checkpoint
 from research.recording.code import copy_code
 from research.recording.run import Run
+from research.recording.run_directory import CODE
 from research.training.state import State
 from research.training.train import Indices, Step, go_to_non_finite
 
@@ -59,7 +60,7 @@ def write_replay_bundle(
         write_checkpoint(Checkpoint(last.run, state.values()), partial / "state.safetensors")
         images, labels = take_batch(split.images, split.labels, used)
         np.savez(partial / "batch.npz", images=images, labels=labels, indices=used)
-        copy_code(file, partial / "code")
+        copy_code(file, partial / CODE)
         about: dict[str, Any] = {"experiment": file.resolve().name, "reason": reason}
         about |= {"plan": dataclasses.asdict(plan), "config": config_as_json(run.start.config)}
         write_json(partial / "bundle.json", about)

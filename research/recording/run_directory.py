@@ -42,14 +42,19 @@ class RunDirectory:
 
     @property
     def path(self) -> Path:
-        """The path, checked at each use: it must still be the locked directory's.
+        """The path, checked at each use; see ``check``."""
+        self.check()
+        return self._path
+
+    def check(self) -> None:
+        """Compares the directory at the path with the locked one.
 
         Raises:
             StorageError: if the directory was moved or replaced.
         """
         with contextlib.suppress(OSError):
             if os.path.samestat(self._path.stat(), os.fstat(self._descriptor)):
-                return self._path
+                return
         raise StorageError(
             f"{self._path}: it has been moved or replaced during the run; put it back"
         )
