@@ -245,14 +245,10 @@ def _running(differences: Floats, rule: Rule) -> tuple[Floats, Floats, Floats, F
     The sd after one pair is 0; below ``rule.fewest_pairs`` the interval is infinite.
     """
     n = np.arange(1, differences.shape[-1] + 1)
-    # Welford's recurrence as cumulative sums. All is relative to the first difference, so that
-    # digits that the differences share cancel before anything is squared.
-    first = differences[..., :1]
-    relative = differences - first
-    mean = np.cumsum(relative, axis=-1) / n
-    squares = np.cumsum((relative - mean) ** 2 * (n / np.maximum(n - 1, 1)), axis=-1)
+    mean = np.cumsum(differences, axis=-1) / n
+    # Welford's recurrence: of two large sums of squares the difference would be rounding alone.
+    squares = np.cumsum((differences - mean) ** 2 * (n / np.maximum(n - 1, 1)), axis=-1)
     sd = np.sqrt(squares / np.maximum(n - 1, 1))
-    mean = mean + first
     half = np.maximum(sd, rule.least_sd) * _half_widths(len(n), rule)
     return mean, sd, mean - half, mean + half
 

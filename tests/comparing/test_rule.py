@@ -294,8 +294,36 @@ def test_without_a_pair_the_forecast_knows_no_scale() -> None:
     expected = forecast([], RULE, most_pairs=100)
     assert expected.low in range(6, 10)
     assert expected.high is None
-    assert forecast([], WITH_MARGIN, most_pairs=100) == expected
-    assert forecast([], Rule(least_sd=1e6), most_pairs=100) == expected
+    assert forecast([], Rule(least_sd=1e6, margin=1e6), most_pairs=100) == expected
+
+
+def test_equal_differences_are_forecast_to_vary_by_the_least_sd() -> None:
+    found = forecast([0.0] * 8, RULE, most_pairs=400)
+    assert found.low is not None
+    assert found == forecast([0.0] * 8, Rule(least_sd=EXAMPLE * 1024), most_pairs=400)
+
+
+@pytest.mark.parametrize("seen", [[1.0], [0.9, 1.2], [0.5, 1.4, 1.0], [0.3, -0.2, 0.9, 0.1]])
+def test_the_forecast_weighs_the_effects_of_the_prior_by_the_pairs_so_far(
+    seen: list[float],
+) -> None:
+    """Effects drawn from the prior and weighted by their likelihood, without a formula."""
+    rule, random, most_pairs = Rule(least_sd=1e-9), np.random.default_rng(0), 40
+    sd = np.exp(random.uniform(-4, 6, 50_000))
+    mean = sd * random.standard_normal(sd.size)
+    distance = (np.array(seen) - mean[:, None]) / sd[:, None]
+    likelihood = np.exp(-(distance**2).sum(axis=1) / 2) / sd ** len(seen)
+    chosen = random.choice(sd.size, 4000, p=likelihood / likelihood.sum())
+    found = forecast(seen, rule, most_pairs)
+    totals = []
+    for k in chosen:
+        further = random.normal(mean[k], sd[k], most_pairs - len(seen))
+        judgement = judge([*seen, *further], rule)
+        totals.append(math.inf if judgement.verdict == "undecided" else judgement.pairs)
+    low, high = found.low or math.inf, found.high or math.inf
+    inside = np.mean([low <= total <= high for total in totals])
+    at_the_ends = np.mean([total == high for total in totals])
+    assert 0.77 < inside < 0.83 + at_the_ends
 
 
 # --- Simulations ----------------------------------------------------------------------------------
