@@ -10,10 +10,10 @@ from typing import Annotated
 from research.data.dataset import NUM_CLASSES
 from research.data.formats import read_dataset
 from research.data.mnist import load_mnist
+from research.printable import printable
 from research.recording.screen import Screen
 from research.results.evaluation import Evaluation, evaluate
 from research.results.export import load_h5
-from research.tools.printable import printable
 from research.tools.trained_model import find_model
 
 import numpy as np

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 from research.errors import InputError
+from research.printable import printable
 from research.recording.screen import Screen
 from research.results.evaluation import predict_probabilities
 from research.results.export import load_h5
 from research.results.images import Digit, read_digit
-from research.tools.printable import printable
 from research.tools.trained_model import find_model
 
 import numpy as np

@@ -16,12 +16,12 @@ from research.config import config_from_json
 from research.data.batches import Plan
 from research.errors import InputError, one_line
 from research.files import read_json
+from research.printable import printable
 from research.recording.checkpoints import read_checkpoint
 from research.recording.run_directory import CODE
 from research.recording.screen import Screen
 from research.stderr import silenced_stderr
 from research.tools.load_experiment import load_experiment
-from research.tools.printable import printable
 from research.training.returned import sorted_by_kind
 from research.training.state import State
 from research.training.train import Step
