@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from research.errors import InputError, one_line
+from research.errors import InputError, NonFiniteError, one_line
 from research.files import replaced_atomically, sha256, storage_errors
 from research.network.limits import refuse_too_many_parameters
 from research.results.evaluation import predict_probabilities
@@ -157,6 +157,7 @@ def export_h5(
     Raises:
         RuntimeError: if the file differs from the twin, or the twin from the model. ``path`` is
             then unchanged.
+        NonFiniteError: if a probability is not finite. ``path`` is then unchanged.
     """
     twin = model.stock_twin()
     stock = None if optimizer is None else stock_optimizer(optimizer)
@@ -223,6 +224,8 @@ def _compare(
     if not all(np.array_equal(a, b) for a, b in pairs):
         raise RuntimeError("the exported file holds other weights than the model's stock twin")
     some = images[:100].astype(np.float32) / 255
+    if not np.isfinite(twin(some, training=False)).all():
+        raise NonFiniteError("a probability of the exported network became nan or infinite")
     if not np.array_equal(twin(some, training=False), loaded(some, training=False)):
         raise RuntimeError("the exported file predicts other probabilities than the stock twin")
     if model.compute_dtype != "float32":

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from research.errors import InputError
+from research.errors import InputError, NonFiniteError
 from research.files import sha256
 from research.network.mnist_cnn import MnistCNN
 from research.results import export
@@ -412,3 +412,12 @@ def test_a_file_with_the_older_digest_is_read_and_checked(
         file["model_weights/dense2/mnist_cnn/dense2/bias"][3] += 1
     with pytest.raises(InputError, match="another SHA-256"):
         load_h5(path)
+
+
+def test_weights_so_large_that_probabilities_are_nan_are_named(tmp_path: Path) -> None:
+    model = MnistCNN(8, (0.25, 0.5), 0, "float32")
+    model.dense2.kernel.assign(3e38 * np.ones([8, 10]))
+    model.dense1.bias.assign(np.full(8, 10.0))
+    with pytest.raises(NonFiniteError, match="a probability of the exported network"):
+        export_h5(model, tmp_path / "mnist.h5", make_split(100).images)
+    assert not list(tmp_path.iterdir())
