@@ -26,16 +26,16 @@ def use_onednn() -> None:
 
 def has_bfloat16() -> bool:
     """Whether the processor has native bfloat16 and oneDNN uses it; True if unknown."""
-    if not _flags():
+    if not extensions():
         return True
-    native = bool(_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+    native = bool(extensions() & {"avx512_bf16", "amx_bf16", "bf16"})
     return native and _has_onednn(default=True) and _onednn_may_use("AVX512_CORE_BF16")
 
 
 def has_only_avx2() -> bool:
     """Whether oneDNN is in use, with no instructions beyond AVX2."""
-    has_avx512 = "avx512f" in _flags() and _onednn_may_use("AVX512_CORE")
-    return "avx2" in _flags() and not has_avx512 and _has_onednn(default=False)
+    has_avx512 = "avx512f" in extensions() and _onednn_may_use("AVX512_CORE")
+    return "avx2" in extensions() and not has_avx512 and _has_onednn(default=False)
 
 
 def onednn_aborts(dtype: str) -> bool:
@@ -49,7 +49,7 @@ def onednn_aborts(dtype: str) -> bool:
     if dtype not in needs or not _has_onednn(default=False):
         return False
     flag, level = needs[dtype]
-    return flag in _flags() and not _onednn_may_use(level)
+    return flag in extensions() and not _onednn_may_use(level)
 
 
 # The values of oneDNN's environment variable ONEDNN_MAX_CPU_ISA; each level includes those before
@@ -72,7 +72,7 @@ def _has_onednn(default: bool) -> bool:
 
 
 @functools.cache
-def _flags() -> frozenset[str]:
+def extensions() -> frozenset[str]:
     """The processor's extensions, by their names in Linux; empty if unknown."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []

@@ -47,7 +47,7 @@ def test_what_onednn_may_not_use_counts_as_missing(
     aborts: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("research.processor._flags", lambda: frozenset(flags.split()))
+    monkeypatch.setattr("research.processor.extensions", lambda: frozenset(flags.split()))
     for name, value in (("ONEDNN_MAX_CPU_ISA", limit), ("TF_ENABLE_ONEDNN_OPTS", onednn)):
         monkeypatch.delenv(name, raising=False)
         if value is not None:

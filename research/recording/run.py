@@ -40,7 +40,7 @@ from research.recording.run_directory import (
     write_command,
     write_config,
 )
-from research.recording.start import FINISHED, Start
+from research.recording.start import FINISHED, NON_FINITE, Start
 from research.recording.tensorboard import PROJECTOR_FILES, TEST, VALIDATION, Status
 from research.results.evaluation import Validation
 from research.results.selection import best, own, rank_by
@@ -53,7 +53,7 @@ import tensorflow as tf
 MOST_SHOWN = 20_000
 # The files that a resumed run writes, besides its logs and checkpoints.
 WRITTEN = (
-    *("log.txt", "command.txt", "environment.json", "evaluation.json", FINISHED),
+    *("log.txt", "command.txt", "environment.json", "evaluation.json", FINISHED, NON_FINITE),
     *("mnist.h5", "mnist.h5.sha256"),
     *(f"{VALIDATION}/{name}" for name in PROJECTOR_FILES),
 )
@@ -212,6 +212,16 @@ class Run:
         digests = {str(path.relative_to(self.path)): sha256(path) for path in files}
         write_sealed_json(self.path / FINISHED, {"step": step, "files": digests})
 
+    def failed(self, reason: str, bundle: Path | None) -> None:
+        """Writes non_finite.json: a value became NaN or infinite.
+
+        Args:
+            reason: the value and, where it is known, the step.
+            bundle: what ``replay`` needs, if the step was found.
+        """
+        name = bundle and bundle.name
+        write_sealed_json(self.path / NON_FINITE, {"reason": reason, "bundle": name})
+
 
 @contextlib.contextmanager
 def begin(start: Start, resumed: RunDirectory | None, state: State) -> Iterator[Run]:
@@ -262,8 +272,9 @@ def _go_on(directory: RunDirectory, start: Start) -> None:
     run = directory.path
     with storage_errors(run):
         # First: the run is unfinished from here on, even if the process is killed.
-        if is_regular(run / FINISHED):
-            (run / FINISHED).unlink()
+        for name in (FINISHED, NON_FINITE):
+            if is_regular(run / name):
+                (run / name).unlink()
         remove_partial_files(run)
         for path in start.damaged:
             move_aside(path)

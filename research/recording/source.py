@@ -29,6 +29,7 @@ MOST_DIGESTED = 64 << 20
 # no program to watch or to show files.
 _CONFIGURATION = (
     *("-c", "core.fsmonitor=false"),
+    *("-c", "core.hooksPath=" + os.devnull),
     *("-c", "core.attributesFile=" + os.devnull),
     *("-c", "core.autocrlf=false"),
     *("-c", "core.bigFileThreshold=512m"),
@@ -75,7 +76,7 @@ def uncommitted_changes(source: Path) -> bytes:
         folder = source.parent.resolve()
         if not any(os.path.lexists(place / ".git") for place in (folder, *folder.parents)):
             return b""
-        root = Path(os.fsdecode(_git(folder, "rev-parse", "--show-toplevel")[:-1]))
+        root = Path(os.fsdecode(git(folder, "rev-parse", "--show-toplevel")[:-1]))
         commit = commit_of(source)
         committed = _files_of(root, commit)
         names = _candidates(root, commit)
@@ -111,7 +112,7 @@ def uncommitted_changes(source: Path) -> bytes:
 def commit_of(source: Path) -> str | None:
     """The commit that is checked out in the repository of a file, or None."""
     try:
-        return _git(source.parent, "rev-parse", "--verify", "--quiet", "HEAD").decode().strip()
+        return git(source.parent, "rev-parse", "--verify", "--quiet", "HEAD").decode().strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -120,7 +121,7 @@ def _files_of(root: Path, commit: str | None) -> dict[bytes, _Committed]:
     """The files of a commit by name."""
     files = {}
     if commit is not None:
-        for line in _lines(_git(root, "ls-tree", "-r", "-l", "-z", "--full-tree", commit)):
+        for line in _lines(git(root, "ls-tree", "-r", "-l", "-z", "--full-tree", commit)):
             about, _, name = line.partition(b"\t")
             mode, _, digest, size = about.split()
             files[name] = _Committed(
@@ -131,7 +132,7 @@ def _files_of(root: Path, commit: str | None) -> dict[bytes, _Committed]:
 
 def _candidates(root: Path, commit: str | None) -> list[bytes]:
     """Names of files that may differ from the commit: tracked, new Python, then other new."""
-    tracked = [(line[:1], line[2:]) for line in _lines(_git(root, "ls-files", "-v", "-z"))]
+    tracked = [(line[:1], line[2:]) for line in _lines(git(root, "ls-files", "-v", "-z"))]
     if commit is None:
         changed = {name for _, name in tracked}
     else:
@@ -142,11 +143,11 @@ def _candidates(root: Path, commit: str | None) -> list[bytes]:
             "--no-renames",
             "--ignore-submodules=dirty",
         )
-        changed = set(_lines(_git(root, *comparison, commit, "--")))
+        changed = set(_lines(git(root, *comparison, commit, "--")))
         # `git update-index --assume-unchanged` and `--skip-worktree` hide edits from diff-index.
         hidden = {name for tag, name in tracked if tag == b"S" or tag.islower()}
         changed |= {name for name in hidden if os.path.lexists(root / os.fsdecode(name))}
-    unknown = set(_lines(_git(root, "ls-files", "--others", "--exclude-standard", "-z")))
+    unknown = set(_lines(git(root, "ls-files", "--others", "--exclude-standard", "-z")))
     return [
         *sorted(changed),
         *sorted(unknown - changed, key=lambda name: (not name.endswith(b".py"), name)),
@@ -185,7 +186,7 @@ def _patch(root: Path, commit: str | None, name: bytes, before: _Committed | Non
             return b""
         if stat.S_ISREG(before.mode) and stat.S_ISREG(mode):
             committed = f"{commit}:".encode() + name
-            return _git(root, "diff", *_PLAIN_DIFF, committed, "--", name)
+            return git(root, "diff", *_PLAIN_DIFF, committed, "--", name)
     if b"\0" in content:
         raise _LeftOutError("new and binary")
     return deletion + _creation(name, mode, content)
@@ -295,8 +296,13 @@ def _lines(output: bytes) -> list[bytes]:
     return [line for line in output.split(b"\0") if line]
 
 
-def _git(folder: Path, *arguments: str | bytes) -> bytes:
+def git(folder: Path, *arguments: str | bytes, given: bytes = b"") -> bytes:
     """Runs git in a folder, independent of the user's settings, and returns its output.
+
+    Args:
+        folder: the working directory.
+        arguments: git's arguments.
+        given: what git reads from standard input.
 
     Raises:
         OSError: if git or the folder is missing.
@@ -309,7 +315,7 @@ def _git(folder: Path, *arguments: str | bytes) -> bytes:
         ["git", "--no-pager", *_CONFIGURATION, *arguments],
         cwd=folder,
         env=environment,
-        stdin=subprocess.DEVNULL,
+        input=given,
         capture_output=True,
         check=True,
         timeout=60,

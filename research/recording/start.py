@@ -34,6 +34,8 @@ from research.training.optimizer import learning_rate_at
 from research.training.state import State
 
 FINISHED = "finished.json"
+# What a run leaves that became non-finite. A resumed run removes both first.
+NON_FINITE = "non_finite.json"
 # The learning rates of at most this many steps are compared.
 LEARNING_RATES_COMPARED = 200
 

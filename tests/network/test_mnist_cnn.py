@@ -52,7 +52,7 @@ def test_a_precision_in_which_tensorflow_would_abort_is_refused(
 ) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
-    monkeypatch.setattr("research.processor._flags", lambda: {"avx2", "avx512f", "avx512_fp16"})
+    monkeypatch.setattr("research.processor.extensions", lambda: {"avx2", "avx512f", "avx512_fp16"})
     for dtype in ("bfloat16", "float16"):
         with pytest.raises(InputError, match=f"mixed_{dtype}: .* ONEDNN_MAX_CPU_ISA=AVX2 .*unset"):
             MnistCNN(8, precision=f"mixed_{dtype}")
