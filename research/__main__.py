@@ -11,12 +11,16 @@ from research.recording.screen import Screen
 from research.stderr import show_error
 from research.tools.bench import Bench
 from research.tools.board import Board
+from research.tools.compare import Compare
 from research.tools.evaluate import Evaluate
 from research.tools.predict import Predict
 from research.tools.replay import Replay
 from research.tools.verify import Verify
 
 import tyro
+
+# The verbs that hand the words behind -- to the experiments that they run.
+WITH_OPTIONS = (["verify"], ["compare"])
 
 
 def main() -> None:
@@ -29,18 +33,20 @@ def main() -> None:
         try:
             with parse_errors_in_one_line():
                 words, options = divide(sys.argv[1:])
-                verb: Evaluate | Predict | Verify | Replay | Bench | Board = tyro.cli(
-                    Evaluate | Predict | Verify | Replay | Bench | Board,
+                verb: Evaluate | Predict | Verify | Compare | Replay | Bench | Board = tyro.cli(
+                    Evaluate | Predict | Verify | Compare | Replay | Bench | Board,
                     args=words,
                     prog="python -m research",
                     description="Work on an experiment, or on what it has trained.",
                 )
-                if isinstance(verb, Verify):
+                if isinstance(verb, Verify | Compare):
                     verb = dataclasses.replace(verb, options=options)
             require_working_directory()
             status = 1 if verb.run(screen) is False else 0
         except (InputError, NonFiniteError) as error:
             status, message = 2, one_line(error)
+            if sys.argv[1:2] in WITH_OPTIONS and message.startswith("Unrecognized options"):
+                message += "; options for the experiment stand behind --"
         except StorageError as error:
             status, message = 1, str(error)
         except SystemExit as stop:
@@ -56,8 +62,8 @@ def main() -> None:
 
 
 def divide(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
-    """The words for a verb, and the words behind ``--``, which ``verify`` gives its experiment."""
-    if words[:1] != ["verify"] or "--" not in words:
+    """The words for a verb, and the words behind ``--``: options for the experiments it runs."""
+    if words[:1] not in WITH_OPTIONS or "--" not in words:
         return words, ()
     place = words.index("--")
     return words[:place], tuple(words[place + 1 :])

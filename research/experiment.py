@@ -225,7 +225,6 @@ def train_and_judge(
             bundle, what = None, (experiment.step, experiment.indices, training, plan)
             with stop.leaving():
                 bundle = write_replay_bundle(run, state, *what, reason=str(error))
-            if not stop.is_set():
                 run.failed(str(error), bundle)
             look = f"look closer: python -m research replay {shlex.quote(str(bundle))}"
             raise NonFiniteError(f"{error}; {look if bundle else go_on}") from error

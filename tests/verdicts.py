@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from research.comparing.evidence import Outcome, Pair
-from research.comparing.page import rule_of
 from research.comparing.question import Metric
 from research.comparing.report import judged
+from research.comparing.rule import rule_of
 
 # Errors of a baseline, as fractions, and differences that decide after as few pairs as can be.
 BASELINE = [0.0081, 0.0079, 0.0085, 0.0074, 0.0080, 0.0083, 0.0077, 0.0082]

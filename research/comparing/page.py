@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research.comparing.question import Metric, option_names
-from research.comparing.rule import Rule
+from research.comparing.rule import rule_of
 from research.printable import printable
 
 PICTURE = "differences.png"
@@ -135,16 +135,6 @@ def duration(seconds: float) -> str:
     if seconds < 100 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
-
-
-def rule_of(question: Mapping[str, Any]) -> Rule:
-    """The rule that the question in a verdict.json declares."""
-    return Rule(
-        least_sd=1 / question["held_out"],
-        alpha=question["alpha"],
-        challengers=len(question["arms"]) - 1,
-        margin=question["margin"],
-    )
 
 
 def level(question: Mapping[str, Any]) -> str:

@@ -6,11 +6,11 @@ import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from research.comparing.evidence import _values
-from research.comparing.page import level, pairs_text, rule_of, shown_difference, shown_interval
+from research.comparing.evidence import values_of
+from research.comparing.page import level, pairs_text, shown_difference, shown_interval
 from research.comparing.question import Metric
 from research.comparing.report import pairs_of
-from research.comparing.rule import Rule, intervals
+from research.comparing.rule import Rule, intervals, rule_of
 from research.printable import printable
 from research.recording.figures import GRID, INK
 
@@ -156,7 +156,7 @@ def _differences(
         assert ours is not None
         assert theirs is not None
         counted.append((ours, theirs))
-    values, failed = _values(counted, metric)
+    values, failed = values_of(counted, metric)
     return values[:, 1] - values[:, 0], failed[:, 0] | failed[:, 1]
 
 

@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 from research.errors import InputError
 
@@ -76,6 +76,16 @@ class Rule:
         Without an effect, n symmetric differences all have one sign with probability 2^(1-n).
         """
         return max(6, 1 + math.ceil(math.log2(self.threshold)))
+
+
+def rule_of(question: Mapping[str, Any]) -> Rule:
+    """The rule that comparison.json, or the question in verdict.json, declares."""
+    return Rule(
+        least_sd=1 / question["held_out"],
+        alpha=question["alpha"],
+        challengers=len(question["arms"]) - 1,
+        margin=question["margin"],
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,287 @@
+"""Before the first pair: what a comparison will cost, and whether its arms can be trained."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from research.comparing.checkout import Code, code_sha256, commit_named, copy_code, library_sha256
+from research.comparing.comparison import (
+    COMPARISONS,
+    QUESTION,
+    Comparison,
+    describe_machine,
+    json_lines,
+    step_milliseconds,
+)
+from research.comparing.pairs import last_words
+from research.comparing.question import (
+    Arm,
+    Declared,
+    Metric,
+    folder_name,
+    names_of,
+    option_number,
+    option_value,
+)
+from research.comparing.trainings import Ended, Task, Trainers
+from research.data.dataset import HOLDOUT
+from research.data.formats import read_dataset
+from research.data.mnist import load_mnist
+from research.errors import InputError
+from research.files import (
+    is_regular,
+    read_json,
+    read_sealed_json,
+    storage_errors,
+    write_sealed_json,
+)
+from research.recording.environment import cpu_name
+from research.recording.run_directory import CODE, create_directory
+from research.recording.start import NON_FINITE
+
+# A trial trains on so few examples, and holds out so few, to learn what a training will cost.
+_TRIAL_EXAMPLES, _TRIAL_HELD_OUT = 512, 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What a short training of an arm has told before the first pair.
+
+    Attributes:
+        code: the SHA-256 of the experiment's files, by name.
+        figures: the names of the numbers that it evaluates.
+        config: its options.
+        seconds_per_step, seconds_per_validation, seconds_besides: what a training takes:
+            per step, per validation of all held-out examples, and once.
+    """
+
+    code: dict[str, str]
+    figures: tuple[str, ...]
+    config: dict[str, Any]
+    seconds_per_step: float
+    seconds_per_validation: float
+    seconds_besides: float
+
+    def seconds(self, examples: int, epochs: float | None = None) -> float:
+        """An estimate of the time of a whole training.
+
+        Args:
+            examples: number of training examples.
+            epochs: None takes the arm's own.
+        """
+        epochs = self.config["epochs"] if epochs is None else epochs
+        steps = epochs * examples / self.config["batch_size"]
+        validations = self.seconds_per_validation * (max(1, round(epochs)) + 1)
+        return self.seconds_besides + steps * self.seconds_per_step + validations
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A comparison that has not begun: the result of the trials.
+
+    Attributes:
+        declared: what was declared.
+        codes: the copies of the arms' code, in a temporary folder.
+        folder: that folder.
+        trials: a trial for each arm.
+        held_out: number of held-out examples.
+        examples: number of training examples.
+        data_sha256: identifies the data.
+    """
+
+    declared: Declared
+    codes: list[Code]
+    folder: Path
+    trials: list[Trial]
+    held_out: int
+    examples: int
+    data_sha256: str
+
+    @property
+    def question(self) -> dict[str, Any]:
+        """What is declared, as comparison.json will have it."""
+        return self.declared.as_json() | {"held_out": self.held_out}
+
+    def create(self, directory: Path | None) -> Comparison:
+        """Creates the comparison's directory, atomically.
+
+        Raises:
+            InputError: if it can't be created.
+            StorageError: if a file can't be written.
+        """
+        fields = self._fields()
+        if directory is None:
+            stems = dict.fromkeys(arm.file.stem for arm in self.declared.arms)
+            name = re.sub(r"[^\w.]+", "-", "-".join(stems), flags=re.ASCII)[:60]
+            directory = COMPARISONS / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+
+        def fill(folder: Path) -> None:
+            with storage_errors(folder):
+                shutil.copytree(self.folder, folder / CODE, symlinks=True)
+            write_sealed_json(folder / QUESTION, fields)
+
+        with create_directory(directory, "compare", 0, fill) as made:
+            return Comparison(made.path, fields)
+
+    def _fields(self) -> dict[str, Any]:
+        arms, config = self.declared.arms, self.trials[0].config
+        abouts: list[dict[str, Any]] = []
+        for number, (arm, code, trial, name) in enumerate(
+            zip(arms, self.codes, self.trials, names_of(arms), strict=True)
+        ):
+            abouts.append(
+                {
+                    "name": name,
+                    "folder": folder_name(number, name),
+                    "root": code.root.relative_to(self.folder).as_posix(),
+                    "file": code.file.relative_to(self.folder).as_posix(),
+                    "revision": arm.revision,
+                    "commit": code.commit,
+                    "options": list(arm.options),
+                    "code": trial.code,
+                    "seconds": round(trial.seconds(self.examples), 1),
+                }
+            )
+        libraries = {code.root.name: library_sha256(code.root) for code in self.codes}
+        facts = self.question | describe_machine()
+        examples = option_number(self.declared.options, "examples")
+        evaluated_on = [self.data_sha256, examples, self.held_out, config["holdout_seed"]]
+        baseline = {
+            "code": abouts[0]["code"],
+            "library": libraries[self.codes[0].root.name],
+            "options": [*self.declared.options, *abouts[0]["options"]],
+            "evaluated_on": evaluated_on,
+            "threads": self.declared.threads,
+            "machine": describe_machine(),
+        }
+        digest = hashlib.sha256(json.dumps(baseline, sort_keys=True).encode()).hexdigest()
+        return facts | {
+            "about_arms": abouts,
+            "libraries": libraries,
+            "evaluated_on": evaluated_on,
+            "training_examples": self.examples,
+            "baseline": digest,
+            "processor_name": cpu_name(),
+        }
+
+
+@contextlib.contextmanager
+def plan(declared: Declared, workers: int, say: Callable[[str], None]) -> Iterator[Plan]:
+    """Tries every arm for a few steps, in a temporary folder, before anything is written.
+
+    Raises:
+        InputError: if an arm can't be trained or does not evaluate the figure.
+    """
+    arms = declared.arms
+    commits = [commit_named(arm) for arm in arms]
+    data_path = option_value(declared.options, "data")
+    data = load_mnist(say) if data_path is None else read_dataset(Path(data_path))
+    limited = data.first(option_number(declared.options, "examples"))
+    held_out = option_number(declared.options, "holdout") or 0
+    examples = len(limited.train) - held_out
+    if held_out < 1 or examples < 1:
+        raise InputError(
+            f"--holdout {held_out}: there are {len(limited.train)} training examples; hold out "
+            "some of them to compare on, and leave some to train on"
+        )
+    with tempfile.TemporaryDirectory(prefix="research-compare-") as temporary:
+        folder = Path(temporary) / CODE
+        folder.mkdir()
+        with storage_errors(folder):
+            codes = copy_code(arms, commits, folder)
+        say(f"Trying {len(arms)} arms for a few steps ...")
+        names = names_of(arms)
+        trials = _try(declared, codes, Path(temporary), workers, held_out, names)
+        for arm, trial in zip(arms, trials, strict=True):
+            _require_figure(arm, trial, declared.metric)
+        yield Plan(declared, codes, folder, trials, held_out, examples, limited.sha256())
+
+
+def _require_figure(arm: Arm, trial: Trial, metric: Metric) -> None:
+    there = dict.fromkeys(trial.figures, 0.0)
+    if metric.of(there | {"accuracy": 0.0}) is None or metric.name not in (*there, "error"):
+        names = ", ".join(sorted(there))
+        raise InputError(
+            f"--metric {metric}: {arm.text} does not evaluate {metric.name}; give error or one of "
+            f"{names}"
+        )
+
+
+def _try(
+    declared: Declared,
+    codes: Sequence[Code],
+    folder: Path,
+    workers: int,
+    held_out: int,
+    names: Sequence[str],
+) -> list[Trial]:
+    """Trains each arm for a few steps. One that diverges costs what the baseline does."""
+    few = min(_TRIAL_HELD_OUT, held_out)
+    small = ["--examples", str(few + _TRIAL_EXAMPLES), "--holdout", str(few), "--log-every", "4"]
+    small += ["--seed", str(declared.first_seed)]
+    tasks = [
+        Task(
+            number,
+            code.root,
+            code.file,
+            [*declared.options, *arm.options, *small, "--run-dir", str(folder / f"run-{number}")],
+            folder / f"output-{number}.txt",
+        )
+        for number, (arm, code) in enumerate(zip(declared.arms, codes, strict=True))
+    ]
+    ended: dict[int, Ended] = {}
+    diverged: set[int] = set()
+    with Trainers(workers, declared.threads, folder) as trainers:
+        waiting = list(tasks)
+        while len(ended) < len(tasks):
+            while waiting and trainers.has_room():
+                trainers.start(waiting.pop(0))
+            for each in trainers.wait(1):
+                number = each.task.key
+                ended[number] = each
+                if is_regular(folder / f"run-{number}" / NON_FINITE) and number:
+                    diverged.add(number)
+                elif each.status != 0:
+                    reason = last_words(each, names[number])
+                    raise InputError(reason.replace(f"{folder}/", ""))
+    first = _read_trial(folder / "run-0", ended[0].seconds, held_out / few)
+    trials = [first]
+    for number in range(1, len(tasks)):
+        run = folder / f"run-{number}"
+        if number in diverged:
+            config, code = read_sealed_json(run / "config.json"), code_sha256(run / CODE) or {}
+            trials.append(dataclasses.replace(first, code=code, config=config))
+        else:
+            trials.append(_read_trial(run, ended[number].seconds, held_out / few))
+    return trials
+
+
+def _read_trial(run: Path, seconds: float, scale: float) -> Trial:
+    config, facts = read_sealed_json(run / "config.json"), read_json(run / "evaluation.json")
+    steps = facts["steps"]
+    step = (step_milliseconds(run) or 0.0) / 1000
+    validating = _validation_seconds(run)
+    besides = max(0.0, seconds - steps * step - sum(validating))
+    one = scale * min(validating, default=0.0)
+    figures = tuple(k for k, v in facts[HOLDOUT].items() if isinstance(v, (int, float)))
+    return Trial(code_sha256(run / CODE) or {}, figures, config, step, one, besides)
+
+
+def _validation_seconds(run: Path) -> list[float]:
+    """How long each validation took."""
+    found, before = [], 0.0
+    for line in json_lines(run / "metrics.jsonl"):
+        if line["split"] == "validation":
+            found.append(line["seconds"] - before)
+        before = line["seconds"]
+    return found

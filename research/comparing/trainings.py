@@ -1,0 +1,275 @@
+"""Runs trainings side by side, each in a process of its own, on cores of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from research.comparing import serve
+from research.errors import InputError, StorageError
+
+# A training that was killed so often in a row is not repeated any more.
+MOST_KILLS = 5
+_SECONDS_TO_CLOSE = 35
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A training to run.
+
+    Attributes:
+        key: what the caller knows the training by.
+        root: the folder of the code, which holds ``research``.
+        file: the experiment's file.
+        arguments: the experiment's command line.
+        output: the file for what the training prints.
+    """
+
+    key: Any
+    root: Path
+    file: Path
+    arguments: Sequence[str]
+    output: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """A training that has ended.
+
+    Attributes:
+        task: the training.
+        status: its exit status; minus the signal's number if a signal ended it.
+        seconds: how long it took.
+        peak_memory: the most that it had in memory, in bytes.
+    """
+
+    task: Task
+    status: int
+    seconds: float
+    peak_memory: int
+
+
+class Trainers:
+    """Processes that run trainings: as many at a time as ``workers`` says.
+
+    A program (``research.comparing.serve``) for each version of the code imports TensorFlow once
+    and runs each training in a fork of itself, so that no training waits for imports.
+
+    Args:
+        workers: number of trainings at a time.
+        threads: number of threads of each.
+        folder: where the programs write what they have to say.
+        lock: a descriptor that stays open as long as a training runs, or None.
+    """
+
+    def __init__(self, workers: int, threads: int, folder: Path, lock: int | None = None) -> None:
+        self.workers, self._threads, self._folder, self._lock = workers, threads, folder, lock
+        self._servers: dict[Path, _Server] = {}
+        self._running: dict[int, tuple[Task, _Server, float, int]] = {}
+        self._pids: dict[int, int] = {}
+        self._orphans: dict[int, float] = {}  # process ids, and until when to wait for them
+        self._number = 0
+
+    @property
+    def running(self) -> dict[Any, float]:
+        """The keys of the trainings that run, and for how many seconds they do."""
+        now = time.monotonic()
+        return {task.key: now - begun for task, _, begun, _ in self._running.values()}
+
+    def has_room(self) -> bool:
+        """Whether another training can start: also those of a server that was killed have ended."""
+        now = time.monotonic()
+        self._orphans = {
+            p: until for p, until in self._orphans.items() if _lives(p) and now < until
+        }
+        return len(self._running) + len(self._orphans) < self.workers
+
+    def start(self, task: Task) -> None:
+        """Starts a training."""
+        server = self._servers.get(task.root)
+        if server is None:
+            server = _Server(task.root, self._threads, self._folder, self._lock)
+            self._servers[task.root] = server
+        used = {place for *_, place in self._running.values()}
+        place = next(n for n in range(self.workers) if n not in used)
+        self._number += 1
+        self._running[self._number] = (task, server, time.monotonic(), place)
+        server.ask(
+            {
+                "id": self._number,
+                "file": str(task.file),
+                "arguments": list(task.arguments),
+                "output": str(task.output),
+                "cores": _cores(place, self.workers, self._threads),
+            }
+        )
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """The trainings that have ended, after at most so many seconds.
+
+        Raises:
+            InputError: if a version of the code can't be imported.
+        """
+        by_stream = {server.answers: server for server in self._servers.values()}
+        if not by_stream:
+            time.sleep(seconds)
+            return []
+        ended = []
+        for stream in select.select(list(by_stream), [], [], seconds)[0]:
+            server = by_stream[stream]
+            for answer in server.read():
+                if "pid" in answer:
+                    self._pids[answer["id"]] = answer["pid"]
+                elif "status" in answer:
+                    task = self._running.pop(answer["id"])[0]
+                    self._pids.pop(answer["id"], None)
+                    ended.append(
+                        Ended(task, answer["status"], answer["seconds"], answer["peak_memory"])
+                    )
+            if server.has_ended:
+                ended += self._lost(server)
+        return ended
+
+    def _lost(self, server: _Server) -> list[Ended]:
+        """The trainings of a server that was killed: they stop by themselves and are repeated."""
+        del self._servers[server.root]
+        server.ask_to_end()
+        server.end()
+        if not server.was_ready:
+            raise InputError(
+                f"{server.root}: its code can't be imported; see {server.log} for the reason"
+            )
+        lost = []
+        for number, (task, its_server, begun, _) in list(self._running.items()):
+            if its_server is server:
+                del self._running[number]
+                if (pid := self._pids.pop(number, None)) is not None:
+                    self._orphans[pid] = time.monotonic() + _SECONDS_TO_CLOSE
+                lost.append(Ended(task, -9, time.monotonic() - begun, 0))
+        return lost
+
+    def __enter__(self) -> Trainers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for server in self._servers.values():
+            server.ask_to_end()
+        for server in self._servers.values():
+            server.end()
+
+
+class _Server:
+    """The program ``research.comparing.serve`` for one version of the code."""
+
+    def __init__(self, root: Path, threads: int, folder: Path, lock: int | None) -> None:
+        self.root, self.log = root, folder / f"server-{root.name}.txt"
+        self.was_ready = self.has_ended = False
+        self._pending = b""
+        environment = dict(os.environ) | thread_variables(threads)
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(root), os.environ.get("PYTHONPATH")])
+        )
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, serve.__file__, *([] if lock is None else [str(lock)])],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                bufsize=0,
+                start_new_session=True,  # Ctrl-C in a terminal is for the comparison alone
+                pass_fds=() if lock is None else (lock,),
+            )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._questions: IO[bytes] = self._process.stdin
+        self.answers: IO[bytes] = self._process.stdout
+
+    def ask(self, task: Mapping[str, Any]) -> None:
+        """Sends a task. One that is lost with the server comes back as killed."""
+        with contextlib.suppress(BrokenPipeError):
+            self._questions.write(json.dumps(task).encode() + b"\n")
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """The answers that are there."""
+        block = os.read(self.answers.fileno(), 65536)
+        self.has_ended = not block
+        *lines, self._pending = (self._pending + block).split(b"\n")
+        for line in lines:
+            answer = json.loads(line)
+            self.was_ready = True
+            yield answer
+
+    def ask_to_end(self) -> None:
+        """Lets the server stop its trainings and end."""
+        with contextlib.suppress(OSError):
+            self._questions.close()
+
+    def end(self) -> None:
+        """Waits until it has ended, and kills it if it does not."""
+        try:
+            self._process.wait(_SECONDS_TO_CLOSE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self.answers.close()
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """The environment variables that give a training so many threads."""
+    names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+    return dict.fromkeys(names, str(threads))
+
+
+def _cores(place: int, workers: int, threads: int) -> list[int]:
+    """The cores of a worker; none, which lets the system choose, if there are too few for all."""
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    cores = sorted(os.sched_getaffinity(0))
+    enough = workers * threads <= len(cores)
+    return cores[place * threads : (place + 1) * threads] if enough else []
+
+
+def cores_here() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return False  # the number belongs to another user's process by now
+    return True
+
+
+def lock_file(path: Path) -> int | None:
+    """A descriptor with an exclusive lock on a directory; None if another process has it.
+
+    Raises:
+        StorageError: if it can't be locked.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise StorageError(f"{path}: can't be opened ({error.strerror})") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError as error:
+        os.close(descriptor)
+        raise StorageError(f"{path}: can't be locked ({error.strerror})") from error
+    return descriptor

@@ -1,0 +1,391 @@
+"""The verb ``compare``: judges whether a change was worth it, over pairs of trainings."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from research.comparing.comparison import Comparison, find, lock_comparison
+from research.comparing.page import (
+    duration,
+    page,
+    sentence,
+    shown,
+    shown_difference,
+    shown_interval,
+)
+from research.comparing.pairs import train
+from research.comparing.picture import draw
+from research.comparing.planning import Plan, plan
+from research.comparing.question import Metric, declare, parse_arms, parse_margin
+from research.comparing.report import again, judged, pairs_of, read_verdict, verdict
+from research.comparing.rule import rule_of, smallest_difference
+from research.comparing.trainings import Trainers, cores_here
+from research.config import require
+from research.errors import InputError
+from research.files import replaced_atomically, storage_errors, write_json
+from research.recording.screen import Screen
+from research.signals import StopRequest
+from research.tools.check import counted
+
+import tensorflow as tf
+import tyro
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+_SECONDS_BETWEEN_DRAWINGS = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Judge whether a change was worth it: train arms in pairs until there is a verdict.
+
+    The first arm is the baseline. Each pair trains all arms with the same seed, and so with the
+    same held-out examples and order of batches. The rule may be looked at after every pair. The
+    test set is not read. Options behind -- hold for all arms, such as -- --epochs 1.5
+
+    An arm is an experiment, with options of its own in quotes, or as it was in a commit:
+
+    compare experiments/mnist_cnn.py "experiments/mnist_cnn.py --dropout 0 0.25"
+
+    compare HEAD~1:experiments/mnist_cnn.py experiments/mnist_cnn.py
+    """
+
+    arms: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Two or more: FILE, "FILE OPTIONS" or "REVISION:FILE OPTIONS"."""
+    metric: str = "lowest error"
+    """The figure that decides, evaluated on held-out examples: highest or lowest, and its name."""
+    margin: str | None = None
+    """A difference too small to matter, such as 0.05% of the examples, or 0.01 of another figure.
+    With it, arms can be found equivalent."""
+    most_pairs: int = 40
+    """Stop undecided after so many pairs. With more, the same command goes on."""
+    alpha: float = 0.05
+    """The probability of a false verdict, over all challengers and looks."""
+    first_seed: int = 0
+    """The seed of the first pair; pairs count upwards from it."""
+    workers: int | None = None
+    """Trainings at a time. Default: one on each core, or as many as --threads leaves room for."""
+    threads: int = 1
+    """Threads of each training; other numbers give other bits."""
+    directory: Path | None = None
+    """The directory of the comparison. Default: runs/compare/TIME-NAMES."""
+    cost: bool = False
+    """Only try the arms for a few steps and say what the comparison would cost."""
+    again: Path | None = None
+    """Judge a verdict.json afresh, without training. With another --metric that is exploration."""
+    json: bool = False
+    """Print verdict.json instead of a table."""
+    options: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    """The options for all arms, behind --."""
+
+    def __post_init__(self) -> None:
+        require("alpha", self.alpha, 0 < self.alpha < 0.5, "give a probability, such as 0.05")
+        require("threads", self.threads, 1 <= self.threads <= 1024, "give 1 or more")
+        require("first_seed", self.first_seed, 0 <= self.first_seed < 2**30, "give 0 or more")
+        most = self.most_pairs
+        require("most_pairs", most, 1 <= most <= 100_000, "give 1 to 100000")
+        if self.workers is not None:
+            require("workers", self.workers, 1 <= self.workers <= 1024, "give 1 or more")
+
+    def run(self, screen: Screen) -> None:
+        """Trains and judges until there is a verdict; prints it and leaves it in a directory.
+
+        Raises:
+            InputError: if an arm, an option or the figure can't be compared.
+            StorageError: if a file can't be written, or a training fails.
+        """
+        say = (lambda line: None) if self.json else screen.say
+        if self.again is not None:
+            self._judge_again(screen)
+            return
+        arms = parse_arms(self.arms, self.options)
+        declared = declare(
+            *(arms, self.options, self.metric, self.margin, self.alpha),
+            *(self.first_seed, self.threads),
+        )
+        workers = self.workers or trainings_at_a_time(self.threads)
+        there = find(declared, self.directory)
+        if there is None or self.cost:
+            with plan(declared, workers, say) as planned:
+                say(cost_text(planned, workers, self.most_pairs))
+                if self.cost:
+                    return
+                there = planned.create(self.directory)
+        lock = lock_comparison(there.path, say)
+        try:
+            self._train(there, workers, lock, screen)
+        finally:
+            os.close(lock)
+
+    def _train(self, there: Comparison, workers: int, lock: int, screen: Screen) -> None:
+        say = (lambda line: None) if self.json else screen.say
+        most = self.most_pairs
+        say(f"{'Going on with' if there.pairs(most) else 'Comparing in'} {there.path}")
+        first = there.fields["first_seed"]
+        if reused := list(filter(None, map(there.reused, range(first, first + most)))):
+            places = ", ".join(sorted({str(run.parents[1]) for run in reused}))
+            trainings = counted(len(reused), "training")
+            say(f"Reusing {trainings} of the same baseline from {places}")
+        found, told = verdict(there, workers, most), -1
+        begun = time.monotonic()
+
+        def wanted(arm: int, seed: int) -> bool:
+            undecided = [f["verdict"] == "undecided" for f in found["findings"]]
+            return any(undecided) if arm == 0 else undecided[arm - 1]
+
+        with StopRequest() as stop, contextlib.ExitStack() as stack:
+            if wanted(0, 0):
+                live = stack.enter_context(_live(screen, self.json))
+                trainers = stack.enter_context(
+                    Trainers(workers, there.fields["threads"], there.path, lock)
+                )
+                for ended in train(there, trainers, most, wanted):
+                    if ended is not None:
+                        found = verdict(there, workers, most)
+                        write_json(there.path / "verdict.json", found)
+                    left = time_left(there, found, trainers, most)
+                    if live is not None:
+                        live.update(live_table(there, found, trainers, left, most))
+                    elif len(found["pairs"]) > told and found["pairs"]:
+                        say(_line(there, found, left))
+                    told = len(found["pairs"])
+                    if stop.is_set() or not wanted(0, 0):
+                        break
+        found["cost"]["wall_seconds"] = round(time.monotonic() - begun, 1)
+        self._leave(there, found, screen)
+        if stop.is_set():
+            say(f"Stopped by {stop}; the same command goes on.")
+            raise SystemExit(stop.exit_status)
+
+    def _leave(self, there: Comparison, found: dict[str, Any], screen: Screen) -> None:
+        """Writes and shows the verdict so far."""
+        write_json(there.path / "verdict.json", found)
+        if found["pairs"]:
+            repeat = again(there, self.most_pairs)
+            picture = draw(found)
+            for name, content in (
+                ("differences.png", picture),
+                ("verdict.md", page(found, repeat).encode()),
+            ):
+                path = there.path / name
+                with storage_errors(path), replaced_atomically(path) as partial:
+                    partial.write_bytes(content)
+        if self.json:
+            print(json.dumps(found, indent=2))
+            return
+        _show(found, screen)
+        if found["pairs"]:
+            screen.say(f"The page for people: {there.path / 'verdict.md'}")
+
+    def _judge_again(self, screen: Screen) -> None:
+        """Judges the pairs of a verdict afresh."""
+        assert self.again is not None
+        if self.arms or self.options:
+            raise InputError("--again: give it without arms and options; the verdict has them")
+        before = read_verdict(self.again)
+        question = before["question"]
+        metric = Metric.parse(self.metric)
+        declared = Metric.parse(question["metric"])
+        if self.metric == "lowest error":
+            metric = declared
+        margin = parse_margin(self.margin, metric)
+        if self.margin is None and metric == declared:
+            margin = question["margin"]
+        names = [arm["name"] for arm in question["arms"]]
+        changed = {"metric": str(metric), "margin": margin}
+        asked = question | changed
+        pairs, most = pairs_of(before), question["most_pairs"]
+        found = before | {"question": asked}
+        found |= judged(pairs, metric, rule_of(asked), names, most)
+        exploration = any(question[k] != v for k, v in changed.items())
+        if self.json:
+            print(json.dumps(found | {"exploration": exploration}, indent=2))
+            return
+        if exploration:
+            screen.say(
+                f"Exploration: declared was {question['metric']}. A figure chosen after the pairs "
+                "were seen proves nothing; declare it for a comparison with other seeds."
+            )
+        _show(found, screen)
+
+
+def _show(found: dict[str, Any], screen: Screen) -> None:
+    """Prints the results, and a sentence for each challenger."""
+    screen.console.print(result_table(found))
+    for number, finding in enumerate(found["findings"]):
+        screen.say(sentence(found, number))
+        if finding["pairs"]:
+            screen.say(more(found, number))
+
+
+def trainings_at_a_time(threads: int) -> int:
+    """As many as the cores have room for; one where there is a GPU, which they would share."""
+    if tf.config.list_physical_devices("GPU"):
+        return 1
+    return max(1, cores_here() // threads)
+
+
+def cost_text(plan: Plan, workers: int, most_pairs: int) -> str:
+    """What a comparison costs at most, and what it can show, in lines for the screen."""
+    rule = rule_of(plan.question)
+    fewest = rule.fewest_pairs
+    most = max(most_pairs, fewest)
+
+    def row(what: str, epochs: float | None) -> str:
+        seconds = [trial.seconds(plan.examples, epochs) for trial in plan.trials]
+        pair = sum(seconds) / min(workers, len(seconds))
+        times = [duration(n * sum(seconds) / workers) for n in (fewest, most)]
+        return f"  {what:<22}{duration(pair):>10}{times[0]:>12}{times[1]:>12}"
+
+    own = plan.trials[0].config["epochs"]
+    lines = [
+        f"  {'':<22}{'a pair':>10}{f'{fewest} pairs':>12}{f'{most} pairs':>12}",
+        row(f"{own:g} epochs", None),
+    ]
+    shorter = [e for e in (1.5, 0.5) if e < own]
+    if shorter and not any("epochs" in word for word in plan.declared.options):
+        lines.append(row(f"-- --epochs {shorter[0]:g}", shorter[0]))
+    few, many = (smallest_difference(n, rule) for n in (fewest, most))
+    return "\n".join(
+        [
+            "What it costs at most, by the trial:",
+            *lines,
+            f"{fewest} pairs show a difference of {few:.1f} standard deviations of the paired "
+            f"differences, {most} pairs one of {many:.1f}.",
+        ]
+    )
+
+
+def time_left(
+    there: Comparison, found: dict[str, Any], trainers: Trainers, most_pairs: int
+) -> tuple[float, float]:
+    """An 80% range of the seconds until the verdict; the upper one goes to --most-pairs at most."""
+    arms = found["cost"]["arms"]
+    seconds = [
+        row["seconds"][0] or about["seconds"] for row, about in zip(arms, there.arms, strict=True)
+    ]
+    per_pair = sum(seconds) / min(trainers.workers, max(1, len(seconds)))
+    per_pair *= min(1.0, len(seconds) / trainers.workers)
+    done = len(found["pairs"])
+    under_way = sum(trainers.running.values()) / trainers.workers
+    ends = []
+    for finding in found["findings"]:
+        if still := finding["still"]:
+            totals = [most_pairs if t is None else t for t in (still["low"], still["high"])]
+            ends.append([max(0.0, (t - done) * per_pair - under_way) for t in totals])
+    if not ends:
+        return 0.0, 0.0
+    return max(low for low, _ in ends), max(high for _, high in ends)
+
+
+def result_table(found: dict[str, Any]) -> Table:
+    """The arms, their results and the verdicts, within 80 columns."""
+    metric = Metric.parse(found["question"]["metric"])
+    unit = " in %" if metric.is_share else ""
+    table = Table(title=f"{metric.name}{unit} on held-out examples", title_justify="left")
+    table.add_column("arm", overflow="fold")
+    for heading in ("pairs", "mean ± sd", "difference"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for number, result in enumerate(found["results"]):
+        pairs = str(result["n"] + result["failed"])
+        row: list[Text | str] = [Text(result["name"]), pairs, _mean(result, metric)]
+        if number == 0:
+            table.add_row(*row, "", "baseline")
+            continue
+        finding = found["findings"][number - 1]
+        difference, word = finding["difference"], finding["verdict"]
+        if difference is not None:
+            interval = shown_interval(finding, metric).removesuffix(" points")
+            row += [f"{shown_difference(difference, metric).removesuffix(' points')}\n{interval}"]
+        else:
+            row += [""]
+        table.add_row(*row, Text(word, _STYLES.get(word, "")))
+    return table
+
+
+def more(found: dict[str, Any], number: int) -> str:
+    """Pairs won, the correlation within pairs and the cost of a challenger, in a line."""
+    finding, costs = found["findings"][number], found["cost"]["arms"][number + 1]
+    said = [f"won {finding['won']} of {counted(finding['pairs'], 'pair')}"]
+    if finding["correlation"] is not None:
+        said.append(f"correlation within pairs {finding['correlation']:.2f}")
+    mean, sd, count = costs["ratio_of_seconds"]
+    if mean is not None:
+        spread = "" if sd is None else f" ± {sd:.2f}"
+        how = "side by side" if costs["side_by_side"] else "not side by side"
+        said.append(f"time {mean:.2f}{spread} of the baseline's (n = {count}, {how})")
+    return f"{finding['challenger']}: {'; '.join(said)}"
+
+
+_STYLES = {"better": "bold green", "worse": "bold red", "undecided": "yellow"}
+
+
+def _mean(result: dict[str, Any], metric: Metric) -> str:
+    if result["mean"] is None:
+        return f"{result['failed']} failed" if result["failed"] else ""
+    values = [result["mean"], *([] if result["sd"] is None else [result["sd"]])]
+    failed = f"\n{result['failed']} failed" if result["failed"] else ""
+    return " ± ".join(shown(value, metric).removesuffix("%") for value in values) + failed
+
+
+@contextlib.contextmanager
+def _live(screen: Screen, silent: bool) -> Iterator[Live | None]:
+    """A live table, if there is a terminal to show it."""
+    if silent or not screen.console.is_terminal:
+        yield None
+        return
+    with Live(console=screen.console, refresh_per_second=2, transient=True) as live:
+        yield live
+
+
+def live_table(
+    there: Comparison,
+    found: dict[str, Any],
+    trainers: Trainers,
+    left: tuple[float, float],
+    most_pairs: int,
+) -> Group:
+    """The verdict so far, what is being trained, and the time that it may still take."""
+    running = [
+        f"{there.names[arm]} seed {seed} ({seconds:.0f} s)"
+        for (arm, seed), seconds in trainers.running.items()
+    ]
+    lines = [f"training {', '.join(running)}" if running else "starting", _left(found, left)]
+    return Group(result_table(found), *(Text(line) for line in lines))
+
+
+def _left(found: dict[str, Any], left: tuple[float, float]) -> str:
+    if not any(left):
+        return ""
+    most = found["question"]["most_pairs"]
+    low, high = duration(left[0]), duration(left[1])
+    time_text = low if low == high else f"{low} to {high}"
+    return f"{time_text} left, by 80% of forecasts; at most {most} pairs"
+
+
+def _line(there: Comparison, found: dict[str, Any], left: tuple[float, float]) -> str:
+    """The newest pair and the verdict so far in a line, where there is no terminal."""
+    metric, pair = there.metric, found["pairs"][-1]
+    values = [
+        "" if outcome is None else "failed" if outcome["figures"] is None
+        else shown(metric.of(outcome["figures"]) or 0.0, metric)
+        for outcome in pair["outcomes"]
+    ]  # fmt: skip
+    so_far = [
+        f"{f['challenger']} {shown_difference(f['difference'], metric)}, "
+        f"interval {shown_interval(f, metric)}, {f['verdict']}"
+        for f in found["findings"]
+        if f["difference"] is not None
+    ]
+    said = f"seed {pair['seed']}: {metric.name} {' | '.join(values)}; {'; '.join(so_far)}"
+    return f"{said}; {_left(found, left)}" if any(left) else said
