@@ -164,7 +164,7 @@ def test_killed_comparisons_end_with_the_same_verdict(tmp_path: Path, data_file:
         _, errors = process.communicate(timeout=400)
         assert process.returncode == 0, errors
 
-    whole = tmp_path / "whole"
+    whole = tmp_path / "whole" / "alone"
     begun = time.monotonic()
     end(begin(whole))
     seconds = time.monotonic() - begun
@@ -176,7 +176,7 @@ def test_killed_comparisons_end_with_the_same_verdict(tmp_path: Path, data_file:
     landed = number = 0
     while landed < kills:
         number += 1
-        directory = tmp_path / f"killed-{number}"
+        directory = tmp_path / f"killed-{number}" / "alone"  # with no baseline to reuse
         process = begin(directory)
         while landed < kills and process.poll() is None:
             try:
