@@ -160,7 +160,7 @@ def read_checkpoint(path: Path, state: State, run: str | None = None) -> Checkpo
                     "whose commit stands in environment.json, or start a new run"
                 )
             if run not in (None, about["run"]):
-                raise ValueError("it belongs to another run, or to other options")
+                raise ValueError("it belongs to another run, or to other options or files")
             names, history = about["variables"], [f"history/{n}" for n in about["history"]]
             built = _fitting(path, state, [(n, file.get_slice(n).get_shape()) for n in names])
             _check_types(about, [file.get_slice(name).get_shape() for name in history])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import uuid
 from collections.abc import Callable
@@ -122,8 +123,11 @@ def find_start(
 
 
 def name_of_run(identity: dict[str, str], config: Config) -> str:
-    """The name of a run, its options and its data, which its checkpoints hold."""
-    facts = [identity["run"], identity["data_sha256"], decisive_options(config)]
+    """The name of a run, its data, its options and the files they name; checkpoints hold it."""
+    options = decisive_options(config)
+    values = [getattr(config, name) for name in options]
+    files = [sha256(value) for value in values if isinstance(value, Path) and os.path.isfile(value)]
+    facts = [identity["run"], identity["data_sha256"], options, *files]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
