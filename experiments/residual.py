@@ -1,11 +1,12 @@
 """A residual network with batch normalization (He et al., 2016; Ioffe and Szegedy, 2015).
 
-- Command: python tests/experiments/residual.py --learning-rate 0.3
+- Command: python experiments/residual.py --learning-rate 0.3
+- Duration: about 10 minutes on 2 CPU cores
+- Expect: a network of 20 thousand weights, where the reference has 2.4 million
+- Verdict: not judged yet
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 from research.config import Config
 from research.data.batches import Plan
@@ -16,39 +17,30 @@ from research.training.state import State
 import tensorflow as tf
 
 
-def residual_network(precision: str) -> tf.keras.Model:
-    """Two residual blocks of Keras's own layers: images [B, 28, 28, 1] -> logits [B, 10]."""
-    layers, own = tf.keras.layers, {"dtype": precision}
-    inputs = tf.keras.Input((28, 28, 1), name="images")
-    x = layers.Conv2D(16, 3, strides=2, activation="relu", name="conv0", **own)(inputs)
-    for n in (1, 2):
-        y = layers.Conv2D(16, 3, padding="same", use_bias=False, name=f"conv{n}", **own)(x)
-        y = layers.BatchNormalization(synchronized=True, name=f"normalization{n}", **own)(y)
-        x = layers.Add(name=f"add{n}", **own)([x, layers.ReLU(name=f"relu{n}", **own)(y)])
-    x = layers.GlobalAveragePooling2D(name="pool", **own)(x)
-    return tf.keras.Model(inputs, layers.Dense(10, name="dense", **own)(x), name="residual")
-
-
 class Residual(tf.keras.Model):
-    """The residual network, as this project wants a model."""
-
     def __init__(self, seed: int, precision: str) -> None:
+        """Two residual blocks of Keras's own layers; the methods are those of MnistCNN."""
         super().__init__(name="residual", dtype=precision)
         tf.keras.utils.set_random_seed(seed)
-        self.network = residual_network(precision)
+        layers, own = tf.keras.layers, {"dtype": precision}
+        inputs = tf.keras.Input((28, 28, 1), name="images")
+        x = layers.Conv2D(32, 3, strides=2, activation="relu", name="conv0", **own)(inputs)
+        for n in (1, 2):
+            y = layers.Conv2D(32, 3, padding="same", use_bias=False, name=f"conv{n}", **own)(x)
+            y = layers.BatchNormalization(synchronized=True, name=f"normalization{n}", **own)(y)
+            x = layers.ReLU(name=f"relu{n}", **own)(layers.Add(name=f"add{n}", **own)([x, y]))
+        pooled = layers.GlobalMaxPooling2D(name="pool", **own)(x)
+        self.network = tf.keras.Model(inputs, layers.Dense(10, name="dense", **own)(pooled))
         self(tf.zeros([1, 28, 28, 1]))
 
-    def logits(self, images: tf.Tensor, training: bool = False, seed: Any = None) -> tf.Tensor:
-        """Float32 [B, 10]; while training, batch normalization takes the batch's statistics."""
+    def logits(self, images: tf.Tensor, training: bool = False, seed: object = None) -> tf.Tensor:
         return tf.cast(self.network(images, training=training), tf.float32)
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Probabilities, float32 [B, 10]."""
         return tf.nn.softmax(self.logits(images, training))
 
     def stock_twin(self) -> tf.keras.Model:
-        """The same network of new layers, in float32, and a softmax."""
-        twin = residual_network("float32")
+        twin = Residual(0, "float32").network
         twin.set_weights(self.get_weights())
         softmax = tf.keras.layers.Softmax(name="softmax", dtype="float32")
         return tf.keras.Model(twin.input, softmax(twin.output), name="residual")

@@ -1,6 +1,8 @@
 """A schedule of its own: cosine with warm restarts (Loshchilov and Hutter, SGDR, 2017).
 
-- Command: python tests/experiments/restarts.py
+- Command: python experiments/restarts.py
+- Duration: about 10 minutes on 2 CPU cores
+- Expect: a learning rate that returns to 1 after 1 and 3 epochs, then after 7
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Eight experiments, each a file of its own with no edit of the library, and the seam they use."""
+"""Experiments that change more than the step, and the seams of the library that they use."""
 
 from __future__ import annotations
 
@@ -25,20 +25,29 @@ from conftest import EXPERIMENTS, REPOSITORY, RunHere, make_split, run_python, s
 from PIL import Image
 from safetensors import safe_open
 
-EIGHT = REPOSITORY / "tests" / "experiments"
+EXAMPLES = REPOSITORY / "tests" / "experiments"
 SMALL = ("--epochs", "2", "--batch-size", "32", "--log-every", "4", "--holdout", "50")
 NARROW = ("--dense-width", "8")
-# What each of the eight is given beside SMALL.
-OPTIONS: dict[str, tuple[str, ...]] = {
+# What each experiment is given beside SMALL. The first ones are ideas with a file in experiments/.
+IDEAS: dict[str, tuple[str, ...]] = {
     "residual": (),
-    "averaged": NARROW,
+    "averaged_weights": NARROW,
+    "hard_examples": (*NARROW, "--usual-epochs", "1"),
+    "sam": NARROW,
+    "pgd": (*NARROW, "--attack-steps", "2", "--ramp-steps", "10", "--robust-steps", "2"),
+    "accumulation": (*NARROW, "--part-size", "10"),
+    "restarts": (*NARROW, "--cycle-epochs", "0.5"),
+}
+OPTIONS = IDEAS | {
     "more_figures": NARROW,
     "early_stopping": (*NARROW, "--patience", "1", "--epochs", "9"),
     "momentum": (*NARROW, "--learning-rate", "0.1"),
-    "restarts": (*NARROW, "--cycle-epochs", "0.5"),
     "own_loop": (*NARROW, "--target", "0.12", "--log-every", "5"),
-    "forgetting": NARROW,
 }
+
+
+def file_of(name: str) -> Path:
+    return (EXPERIMENTS if name in IDEAS else EXAMPLES) / f"{name}.py"
 
 
 class Killed(BaseException):
@@ -73,7 +82,7 @@ def kill() -> None:
     raise Killed
 
 
-FAST = ("residual", "averaged", "forgetting")
+FAST = ("residual", "averaged_weights", "hard_examples")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +95,7 @@ def test_stopped_killed_and_resumed_it_ends_as_uninterrupted(
     run_here: RunHere,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    file = EIGHT / f"{name}.py"
+    file = file_of(name)
     options = ("--data", data_file, *SMALL, *OPTIONS[name], "--checkpoint-every", "3")
     whole = run_here(file, *options, "--run-dir", "whole")
     assert (whole.status, whole.stderr) == (0, "")
@@ -145,7 +154,7 @@ def test_a_stop_in_the_deciding_validation_changes_nothing_and_the_end_is_record
     run_here: RunHere,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    file = EIGHT / f"{name}.py"
+    file = file_of(name)
     options = ("--data", str(data_file), *SMALL, *NARROW, "--epochs", "4", *options)
     assert run_here(file, *options, "--run-dir", "whole").status == 0
     found = json.loads(Path("whole", "evaluation.json").read_text())
@@ -263,7 +272,7 @@ def test_what_training_shows_to_be_wrong_ends_it_in_one_line(
 def test_a_figure_that_nobody_evaluates_cannot_be_selected_by(
     data_file: Path, tmp_path: Path, run_here: RunHere
 ) -> None:
-    command = (EIGHT / "more_figures.py", "--data", data_file, *SMALL, *NARROW, "--run-dir", "run")
+    command = (file_of("more_figures"), "--data", data_file, *SMALL, *NARROW, "--run-dir", "run")
     result = run_here(*command, "--select-by", "highest robustness")
     assert result.status == 2
     assert result.stderr == (
@@ -305,12 +314,12 @@ def test_with_holdout_the_test_set_is_read_only_if_that_is_asked_for(
 def test_pictures_and_replay_bundles_show_the_examples_that_were_drawn(
     data_file: Path, tmp_path: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = (EIGHT / "forgetting.py").read_text()
-    end = "    return {**found,"
+    text = file_of("hard_examples").read_text()
+    end = '    return {"loss"'
     assert end in text
     seen, spoiled = tmp_path / "seen.py", tmp_path / "spoiled.py"
-    seen.write_text(text.replace(end, '    found["seen"] = images\n' + end))
-    loss = "found[\"loss\"] += tf.where(state.step == 7, float('inf'), 0.0)"
+    seen.write_text(text.replace(end, '    measured["seen"] = images\n' + end))
+    loss = "loss += tf.where(state.step == 7, float('inf'), 0.0)"
     spoiled.write_text(text.replace(end, f"    {loss}\n{end}"))
     shown: dict[int, Any] = {}
 
@@ -318,7 +327,7 @@ def test_pictures_and_replay_bundles_show_the_examples_that_were_drawn(
         shown[step] = batch()[0].numpy()
         np.testing.assert_allclose(shown[step], returned["seen"], atol=1e-6)
 
-    options = ("--data", data_file, *SMALL, *NARROW)
+    options = ("--data", data_file, *SMALL, *IDEAS["hard_examples"])
     with monkeypatch.context() as patch:
         patch.setattr(TensorBoardWriter, "training", training)
         result = run_here(seen, *options, "--run-dir", "seen")
@@ -343,10 +352,10 @@ def test_more_epochs_are_refused_where_the_schedule_would_have_had_another_past(
 ) -> None:
     options = ("--data", data_file, *SMALL, *NARROW, "--cycle-epochs", cycle, "--run-dir", "run")
     at_step(monkeypatch, 4, stop)
-    assert run_here(EIGHT / "restarts.py", *options).status == 128 + signal.SIGTERM
+    assert run_here(file_of("restarts"), *options).status == 128 + signal.SIGTERM
     at_step(monkeypatch, 8, stop)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    result = run_here(EIGHT / "restarts.py", "--resume", "run", "--epochs", "4")
+    result = run_here(file_of("restarts"), "--resume", "run", "--epochs", "4")
     assert result.status == status
     if status == 2:
         assert "--epochs 4: the learning rate depends on the number of epochs" in result.stderr
@@ -370,7 +379,7 @@ def test_a_fork_with_another_network_is_refused(
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("name", ["averaged", "residual"])
+@pytest.mark.parametrize("name", ["averaged_weights", "residual", "sam", "pgd"])
 @pytest.mark.slow
 def test_in_half_precision_it_is_trained_resumed_and_exported(
     name: str,
@@ -382,7 +391,7 @@ def test_in_half_precision_it_is_trained_resumed_and_exported(
 ) -> None:
     skip_if_onednn_aborts(precision)
     options = ("--data", data_file, *SMALL, *OPTIONS[name], "--precision", precision)
-    file = EIGHT / f"{name}.py"
+    file = file_of(name)
     assert run_here(file, *options, "--run-dir", "whole").status == 0
     with monkeypatch.context() as patch:
         at_step(patch, 8, stop)
@@ -391,18 +400,20 @@ def test_in_half_precision_it_is_trained_resumed_and_exported(
     assert left_by(tmp_path / "run") == left_by(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("name", ["residual", "averaged", "momentum", "forgetting"])
+@pytest.mark.parametrize(
+    "name", ["residual", "averaged_weights", "sam", "momentum", "hard_examples"]
+)
 @pytest.mark.slow
 def test_two_replicas_end_as_one_does_but_for_rounding(
     name: str, data_file: Path, tmp_path: Path
 ) -> None:
     # In a process of its own, see test_experiments.test_other_ways_to_run.
-    width = () if name == "residual" else (*NARROW, "--dropout", "0", "0")
+    width = OPTIONS[name] + (() if name == "residual" else ("--dropout", "0", "0"))
     options = ("--data", data_file, *SMALL, "--epochs", "0.5", *width)
     found: list[dict[str, Any]] = []
     for strategy in ("default", "mirrored"):
         strategy_options = ("--strategy", strategy, "--run-dir", strategy)
-        result = run_python(EIGHT / f"{name}.py", *options, *strategy_options, cwd=tmp_path)
+        result = run_python(file_of(name), *options, *strategy_options, cwd=tmp_path)
         assert (result.returncode, result.stderr) == (0, "")
         newest = checkpoint_paths(tmp_path / strategy / "checkpoints")[0]
         with safe_open(newest, "numpy") as file:
@@ -417,15 +428,15 @@ def test_two_replicas_end_as_one_does_but_for_rounding(
 @pytest.mark.slow
 def test_verify_passes(name: str, data_file: Path, tmp_path: Path) -> None:
     own = {"early_stopping": ("--holdout", "60"), "own_loop": ("--holdout", "60")}.get(name, ())
-    command = ("-m", "research", "verify", EIGHT / f"{name}.py", "--data", data_file, "--json")
+    command = ("-m", "research", "verify", file_of(name), "--data", data_file, "--json")
     result = run_python(*command, "--", *own, cwd=tmp_path, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
     assert all(check["holds"] for check in json.loads(result.stdout))
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name not in IDEAS])
 def test_its_diff_shows_only_the_idea(name: str) -> None:
-    files = (EXPERIMENTS / "mnist_cnn.py", EIGHT / f"{name}.py")
+    files = (EXPERIMENTS / "mnist_cnn.py", file_of(name))
     reference, variant = (file.read_text().splitlines() for file in files)
     diff = list(difflib.ndiff(reference, variant))
     assert len([line for line in diff if line[0] in "+-"]) <= 50

@@ -1,6 +1,9 @@
-"""Examples that are forgotten are drawn more often (forgetting events: Toneva et al., 2019).
+"""Forgetting events: which examples are wrong after they were right (Toneva et al., 2019).
 
-- Command: python tests/experiments/forgetting.py
+- Command: python experiments/forgetting.py
+- Duration: about 10 minutes on 2 CPU cores
+- Expect: the reference's weights, bit for bit; never_forgotten (the paper: 0.917 in 200 epochs)
+- Verdict: not judged yet
 """
 
 from __future__ import annotations
@@ -30,39 +33,31 @@ def build(config: Config, plan: Plan) -> State:
     )
 
 
-def importance(state: State) -> tf.Tensor:
-    """How often an example is to be drawn: once, and once more for each time it was forgotten."""
-    return 1 + tf.cast(state.extra["forgotten"], tf.float32)
-
-
-def indices(state: State, plan: Plan) -> tf.Tensor:
-    """Examples drawn without replacement, in proportion to their importance: int64 [B]."""
-    uniform = tf.random.stateless_uniform([plan.examples], state.random_seed("indices"), 1e-9, 1)
-    drawn = tf.math.top_k(tf.math.log(uniform) / importance(state), plan.batch_size).indices
-    return tf.cast(drawn, tf.int64)
+def never_forgotten(state: State) -> tf.Tensor:
+    """Which training examples were learned once and for all, so far: bool [N]."""
+    return (state.extra["correct"] == 1) & (state.extra["forgotten"] == 0)
 
 
 def step(state: State, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
     """One step of training on images [B, 28, 28, 1] in 0..1 and one-hot labels [B, 10]."""
     with tf.GradientTape() as tape:
         logits = state.model.logits(images, training=True, seed=state.random_seed("dropout"))
-        losses = state.loss(labels, logits)
-        weight = 1 / tf.gather(importance(state), state.indices)
-        objective = tf.reduce_sum(weight * losses) / tf.reduce_sum(weight)
-    gradients = state.gradients(tape, objective)
+        loss = tf.reduce_mean(state.loss(labels, logits))
+    gradients = state.gradients(tape, loss)
     measured = state.update(gradients)
+    accuracy = tf.reduce_mean(tf.keras.metrics.categorical_accuracy(labels, logits))
     correct = tf.cast(tf.keras.metrics.categorical_accuracy(labels, logits), tf.int32)
-    accuracy = tf.reduce_mean(tf.cast(correct, tf.float32))
-    replica = tf.distribute.get_replica_context()
-    correct, drawn = (replica.all_gather(each, axis=0) for each in (correct, state.indices))
+    gather = tf.distribute.get_replica_context().all_gather
+    drawn, correct = gather(state.indices, axis=0), gather(correct, axis=0)
     events = tf.maximum(tf.gather(state.extra["correct"], drawn) - correct, 0)
     state.extra["correct"].scatter_update(tf.IndexedSlices(correct, drawn))
     state.extra["forgotten"].scatter_add(tf.IndexedSlices(events, drawn))
-    found = {"loss": tf.reduce_mean(losses), "objective": objective, "accuracy": accuracy}
-    return {**found, "forgetting_events": state.extra["forgotten"], **measured}
+    measured["forgotten"] = state.extra["forgotten"]
+    measured["never_forgotten"] = tf.reduce_mean(tf.cast(never_forgotten(state), tf.float32))
+    return {"loss": loss, "accuracy": accuracy, **measured}
 
 
-experiment = Experiment(config=Config, build=build, step=step, indices=indices)
+experiment = Experiment(config=Config, build=build, step=step)
 
 if __name__ == "__main__":
     main(experiment)
