@@ -57,7 +57,7 @@ def never_forgotten(state: State) -> tf.Tensor:
 def indices(state: State, plan: Plan) -> tf.Tensor:
     """The usual batch, int64 [B], with another example in place of each that is left out."""
     usual, config = indices_of_step(state.seed, state.step, plan), state.options
-    place = tf.random.stateless_uniform([plan.examples], [state.seed, 0])
+    place = tf.random.stateless_uniform([plan.examples], [state.seed, 0])  # the same in all steps
     begun = state.step >= round(config.usual_epochs * plan.steps_per_epoch)
     left_out = never_forgotten(state) & (place < config.drop) & begun
     others = tf.where(~left_out)[:, 0]

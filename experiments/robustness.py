@@ -80,10 +80,13 @@ def step(state: State, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Ten
 def figures(state: State, split: Split, probabilities: object) -> dict[str, tf.Tensor]:
     """The accuracy on attacked images."""
     config, some = state.options, split.first(state.options.robust_examples)
-    images, labels = take_batch(some.images, some.labels, tf.range(len(some)))
-    images = attack(state, images, labels, config.epsilon, config.robust_steps)
-    correct = tf.keras.metrics.categorical_accuracy(labels, state.model.logits(images))
-    return {"robust_accuracy": tf.reduce_mean(correct)}
+    correct = []
+    for first in range(0, len(some), 250):  # few at a time need less memory
+        places = tf.range(first, min(first + 250, len(some)))
+        images, labels = take_batch(some.images, some.labels, places)
+        images = attack(state, images, labels, config.epsilon, config.robust_steps)
+        correct.append(tf.keras.metrics.categorical_accuracy(labels, state.model.logits(images)))
+    return {"robust_accuracy": tf.reduce_mean(tf.concat(correct, 0))}
 
 
 experiment = Experiment(config=Config, build=build, step=step, figures=figures)

@@ -49,16 +49,16 @@ def step(state: State, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Ten
         logits = state.model.logits(images, training=True, seed=state.random_seed("dropout"))
         loss = tf.reduce_mean(state.loss(labels, logits))
     uphill, _ = state.reduce(state.gradients(tape, loss))
-    scale = tf.math.divide_no_nan(state.options.radius, tf.linalg.global_norm(uphill))
-    weights = state.model.trainable_variables
-    before = [tf.convert_to_tensor(weight) for weight in weights]
-    for weight, gradient in zip(weights, uphill, strict=True):
-        weight.assign_add(scale * gradient)
+    ratio = tf.math.divide_no_nan(state.options.radius, tf.linalg.global_norm(uphill))
+    scale = tf.where(ratio > 0, ratio, 0.0)  # 0 also if gradients overflow in float16
+    before = [tf.convert_to_tensor(weight) for weight in state.model.trainable_variables]
+    for weight, gradient in zip(state.model.trainable_variables, uphill, strict=True):
+        weight.assign_add(tf.math.multiply_no_nan(gradient, scale))
     with tf.GradientTape() as tape:
         nearby = state.model.logits(images, training=True, seed=state.random_seed("dropout"))
         loss_nearby = tf.reduce_mean(state.loss(labels, nearby))
     gradients = state.gradients(tape, loss_nearby)
-    for weight, value in zip(weights, before, strict=True):
+    for weight, value in zip(state.model.trainable_variables, before, strict=True):
         weight.assign(value)
     measured = state.update(gradients)
     accuracy = tf.reduce_mean(tf.keras.metrics.categorical_accuracy(labels, logits))

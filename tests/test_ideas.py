@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,12 @@ def built(name: str, *options: str) -> tuple[Experiment, State]:
 def trained(name: str, dataset: Dataset, *options: str, steps: int = 12) -> list[npt.NDArray[Any]]:
     """The weights of the model that is judged after so many steps."""
     experiment, state = built(name, *options)
-    arguments = {"epochs": 2, "batch_size": BATCH, "indices": experiment.indices, "until": steps}
+    arguments: dict[str, Any] = {
+        "epochs": 2,
+        "batch_size": BATCH,
+        "indices": experiment.indices,
+        "until": steps,
+    }
     list(train(state, experiment.step, dataset.train, **arguments))
     weights: list[npt.NDArray[Any]] = experiment.judged(state).get_weights()
     return weights
@@ -188,17 +194,21 @@ def test_a_run_is_not_resumed_with_another_teacher(
     assert changed.stderr.count("\n") == 1
 
 
+def attack_of(experiment: Experiment) -> Callable[..., tf.Tensor]:
+    attack: Callable[..., tf.Tensor] = vars(sys.modules[experiment.step.__module__])["attack"]
+    return attack
+
+
 @pytest.mark.parametrize("name", ["pgd", "robustness"])
 def test_the_attack_stays_close_to_the_images_and_raises_the_loss(
     name: str, dataset: Dataset
 ) -> None:
     experiment, state = built(name, "--robust-steps", "2")
     images, labels = batch_of(dataset)
-    attack: Callable[..., tf.Tensor] = experiment.step.__globals__["attack"]  # type: ignore[attr-defined]
     before, _ = loss_at(state, images, labels)
     losses = [before]
     for steps in (1, 10):
-        attacked = attack(state, images, labels, 0.1, steps).numpy()
+        attacked = attack_of(experiment)(state, images, labels, 0.1, steps).numpy()
         assert np.abs(attacked - images).max() == pytest.approx(0.1, abs=1e-6)
         assert attacked.min() >= 0 and attacked.max() <= 1
         losses.append(loss_at(state, attacked, labels)[0])
@@ -207,6 +217,21 @@ def test_the_attack_stays_close_to_the_images_and_raises_the_loss(
     assert experiment.figures is not None
     found = experiment.figures(state, dataset.test, np.zeros([100, 10], np.float32))
     assert 0 <= found["robust_accuracy"] <= 1
+
+
+@pytest.mark.parametrize(("done", "epsilon"), [(0, 0.03), (4, 0.15), (9, 0.3), (30, 0.3)])
+def test_the_attack_of_a_training_step_grows_to_its_full_size(
+    done: int, epsilon: float, dataset: Dataset
+) -> None:
+    options = (*WITHOUT_DROPOUT, "--attack-steps", "2", "--ramp-steps", "10")
+    experiment, state = built("pgd", *options)
+    state.step.assign(done)
+    images, labels = batch_of(dataset)
+    attacked = attack_of(experiment)(state, images, labels, epsilon, 2)
+    expected, _ = loss_at(state, attacked, labels)
+    found = experiment.step(state, images, labels)["loss"]
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    assert found > loss_at(state, images, labels)[0]
 
 
 def test_forgetting_events_are_counted_for_each_example(dataset: Dataset) -> None:
@@ -281,3 +306,12 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
     for name, gradient in zip(state.weights(), gradients, strict=True):
         error = np.linalg.norm(found[f"gradients/{name}"] - np.ravel(gradient))
         assert error < 1e-5 * np.linalg.norm(gradient), name
+
+
+def test_only_the_harder_half_of_a_batch_is_learned_from(dataset: Dataset) -> None:
+    experiment, state = built("harder_half", *WITHOUT_DROPOUT)
+    images, labels = batch_of(dataset, 9)
+    losses = np.sort(state.loss(labels, state.model.logits(images)))
+    found = experiment.step(state, images, labels)
+    assert float(found["loss"]) == pytest.approx(losses.mean(), rel=1e-5)
+    assert float(found["loss_harder"]) == pytest.approx(losses[-5:].mean(), rel=1e-5)

@@ -13,7 +13,7 @@ from research.tools.verify_kills import left_by
 
 import pytest
 from conftest import EXPERIMENTS, RunHere
-from test_eight_experiments import EXPERIMENT, at_step, stop
+from test_seams import EXPERIMENT, at_step, stop
 
 SMALL = ("--epochs", "2", "--batch-size", "32", "--log-every", "4", "--dense-width", "8")
 EACH = """

@@ -408,8 +408,8 @@ def test_two_replicas_end_as_one_does_but_for_rounding(
     name: str, data_file: Path, tmp_path: Path
 ) -> None:
     # In a process of its own, see test_experiments.test_other_ways_to_run.
-    width = OPTIONS[name] + (() if name == "residual" else ("--dropout", "0", "0"))
-    options = ("--data", data_file, *SMALL, "--epochs", "0.5", *width)
+    dropout = () if name == "residual" else ("--dropout", "0", "0")
+    options = ("--data", data_file, *SMALL, "--epochs", "0.5", *OPTIONS[name], *dropout)
     found: list[dict[str, Any]] = []
     for strategy in ("default", "mirrored"):
         strategy_options = ("--strategy", strategy, "--run-dir", strategy)
