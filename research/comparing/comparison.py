@@ -155,20 +155,19 @@ class Comparison:
         run = self.path / about["folder"] / f"seed-{seed}"
         with storage_errors(run.parent):
             run.parent.mkdir(exist_ok=True)
-        options = [*self.fields["options"], *about["options"]]
-        words = (
-            ["--resume", str(run)]
-            if os.path.lexists(run)
-            else [*options, "--seed", str(seed), "--run-dir", str(run)]
+        return Task(
+            key=(arm, seed),
+            name=f"{about['name']}, seed {seed}",
+            root=self.path / CODE / about["root"],
+            file=self.path / CODE / about["file"],
+            arguments=[*self.fields["options"], *about["options"], "--seed", str(seed)],
+            run=run,
         )
-        file = self.path / CODE / about["file"]
-        output = run.with_name(f"{run.name}.txt")
-        return Task((arm, seed), self.path / CODE / about["root"], file, words, output)
 
     def record(self, ended: Ended) -> None:
         """Records what a training took, if it ran in one go."""
         arm, seed = ended.task.key
-        facts = {"arm": arm, "seed": seed, "whole": "--resume" not in ended.task.arguments}
+        facts = {"arm": arm, "seed": seed, "whole": ended.whole}
         facts |= {"seconds": round(ended.seconds, 3), "peak_memory": ended.peak_memory}
         path = self.path / TRAININGS
         with storage_errors(path), path.open("a") as file:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from research.comparing.comparison import Comparison
-from research.comparing.trainings import MOST_KILLS, Ended, Trainers
+from research.comparing.trainings import Ended, Trainers
 from research.errors import StorageError
 
 
@@ -27,18 +27,16 @@ def train(
         Each training that has ended, and None about once a second.
 
     Raises:
-        InputError: if a training fails for another reason than a value that became non-finite.
+        StorageError: if a training fails for another reason than a value that became non-finite.
     """
     first = comparison.fields["first_seed"]
     tasks = (
         (arm, seed) for seed in range(first, first + most_pairs) for arm in comparison.order(seed)
     )
-    again: list[tuple[int, int]] = []
-    kills: dict[tuple[int, int], int] = {}
     exhausted = False
     while True:
         while trainers.has_room() and not exhausted:
-            key = again.pop(0) if again else next(tasks, None)
+            key = next(tasks, None)
             if key is None:
                 exhausted = True
             elif wanted(*key) and comparison.outcome(*key) is None:
@@ -46,27 +44,15 @@ def train(
         if exhausted and not trainers.running:
             return
         for ended in trainers.wait(1):
-            key = ended.task.key
-            if comparison.outcome(*key) is not None:
-                comparison.record(ended)
-                yield ended
-            elif ended.status < 0 or ended.status > 128:  # killed, or asked to stop
-                kills[key] = kills.get(key, 0) + 1
-                if kills[key] == MOST_KILLS:
-                    raise StorageError(
-                        f"{comparison.names[key[0]]}, seed {key[1]}: was killed {MOST_KILLS} times "
-                        f"(status {ended.status}), for want of memory perhaps; see "
-                        f"{ended.task.output}; fewer --workers need less"
-                    )
-                again.append(key)
-                exhausted = False
-            else:
-                why = last_words(ended, f"{comparison.names[key[0]]}, seed {key[1]}")
-                raise StorageError(f"{why}; see {ended.task.output}, then give the command again")
+            if comparison.outcome(*ended.task.key) is None:
+                why = f"{last_words(ended)}; see {ended.task.output}, then give the command again"
+                raise StorageError(why)
+            comparison.record(ended)
+            yield ended
         yield None
 
 
-def last_words(ended: Ended, name: str) -> str:
+def last_words(ended: Ended) -> str:
     """Why a training failed, in one line."""
     try:
         lines = ended.task.output.read_text(errors="replace").strip().splitlines()
@@ -74,4 +60,4 @@ def last_words(ended: Ended, name: str) -> str:
         lines = []
     starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     said = " ".join(lines[starts[-1] :] if starts else lines[-1:]).removeprefix("error: ")
-    return f"{name}: {' '.join(said.split())[:500] or 'it said nothing'}"
+    return f"{ended.task.name}: {' '.join(said.split())[:500] or 'it said nothing'}"

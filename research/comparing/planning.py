@@ -231,29 +231,29 @@ def _try(
     small += ["--seed", str(declared.first_seed)]
     tasks = [
         Task(
-            number,
-            code.root,
-            code.file,
-            [*declared.options, *arm.options, *small, "--run-dir", str(folder / f"run-{number}")],
-            folder / f"output-{number}.txt",
+            key=number,
+            name=name,
+            root=code.root,
+            file=code.file,
+            arguments=[*declared.options, *arm.options, *small],
+            run=folder / f"run-{number}",
         )
-        for number, (arm, code) in enumerate(zip(declared.arms, codes, strict=True))
+        for number, (arm, code, name) in enumerate(zip(declared.arms, codes, names, strict=True))
     ]
     ended: dict[int, Ended] = {}
     diverged: set[int] = set()
     with Trainers(workers, declared.threads, folder) as trainers:
         waiting = list(tasks)
         while len(ended) < len(tasks):
-            while waiting and trainers.has_room():
+            while trainers.has_room() and waiting:
                 trainers.start(waiting.pop(0))
             for each in trainers.wait(1):
                 number = each.task.key
                 ended[number] = each
-                if is_regular(folder / f"run-{number}" / NON_FINITE) and number:
+                if is_regular(each.task.run / NON_FINITE) and number:
                     diverged.add(number)
                 elif each.status != 0:
-                    reason = last_words(each, names[number])
-                    raise InputError(reason.replace(f"{folder}/", ""))
+                    raise InputError(last_words(each).replace(f"{folder}/", ""))
     first = _read_trial(folder / "run-0", ended[0].seconds, held_out / few)
     trials = [first]
     for number in range(1, len(tasks)):

@@ -11,6 +11,7 @@ import select
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -29,17 +30,24 @@ class Task:
 
     Attributes:
         key: what the caller knows the training by.
+        name: what a user knows it by.
         root: the folder of the code, which holds ``research``.
         file: the experiment's file.
-        arguments: the experiment's command line.
-        output: the file for what the training prints.
+        arguments: the experiment's command line, without a directory.
+        run: the run directory; if it exists, the training is resumed.
     """
 
     key: Any
+    name: str
     root: Path
     file: Path
     arguments: Sequence[str]
-    output: Path
+    run: Path
+
+    @property
+    def output(self) -> Path:
+        """The file for what the training prints."""
+        return self.run.with_name(f"{self.run.name}.txt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,22 +56,25 @@ class Ended:
 
     Attributes:
         task: the training.
-        status: its exit status; minus the signal's number if a signal ended it.
+        status: its exit status; 0 if it has finished.
         seconds: how long it took.
         peak_memory: the most that it had in memory, in bytes.
+        whole: whether it ran in one go.
     """
 
     task: Task
     status: int
     seconds: float
     peak_memory: int
+    whole: bool
 
 
 class Trainers:
     """Processes that run trainings: as many at a time as ``workers`` says.
 
     A program (``research.comparing.serve``) for each version of the code imports TensorFlow once
-    and runs each training in a fork of itself, so that no training waits for imports.
+    and runs each training in a fork of itself, so that no training waits for imports. A training
+    that was killed, or asked to stop by somebody else, is resumed.
 
     Args:
         workers: number of trainings at a time.
@@ -75,40 +86,50 @@ class Trainers:
     def __init__(self, workers: int, threads: int, folder: Path, lock: int | None = None) -> None:
         self.workers, self._threads, self._folder, self._lock = workers, threads, folder, lock
         self._servers: dict[Path, _Server] = {}
-        self._running: dict[int, tuple[Task, _Server, float, int]] = {}
-        self._pids: dict[int, int] = {}
+        self._running: dict[int, _Running] = {}
+        self._again: list[Task] = []
+        self._kills: Counter[Any] = Counter()
         self._orphans: dict[int, float] = {}  # process ids, and until when to wait for them
         self._number = 0
 
     @property
     def running(self) -> dict[Any, float]:
-        """The keys of the trainings that run, and for how many seconds they do."""
+        """The keys of the trainings that have not ended, and for how many seconds they run."""
         now = time.monotonic()
-        return {task.key: now - begun for task, _, begun, _ in self._running.values()}
+        waiting = {task.key: 0.0 for task in self._again}
+        return waiting | {each.task.key: now - each.begun for each in self._running.values()}
 
     def has_room(self) -> bool:
-        """Whether another training can start: also those of a server that was killed have ended."""
+        """Whether another training can start."""
+        while self._again and self._has_place():
+            self.start(self._again.pop(0))
+        return not self._again and self._has_place()
+
+    def _has_place(self) -> bool:
         now = time.monotonic()
+        # Trainings of a server that was killed stop by themselves, a little later.
         self._orphans = {
             p: until for p, until in self._orphans.items() if _lives(p) and now < until
         }
         return len(self._running) + len(self._orphans) < self.workers
 
     def start(self, task: Task) -> None:
-        """Starts a training."""
+        """Starts a training, or resumes it if its run directory exists."""
         server = self._servers.get(task.root)
         if server is None:
             server = _Server(task.root, self._threads, self._folder, self._lock)
             self._servers[task.root] = server
-        used = {place for *_, place in self._running.values()}
+        used = {each.place for each in self._running.values()}
         place = next(n for n in range(self.workers) if n not in used)
+        resumed = os.path.lexists(task.run)
+        words = ["--resume"] if resumed else [*task.arguments, "--run-dir"]
         self._number += 1
-        self._running[self._number] = (task, server, time.monotonic(), place)
+        self._running[self._number] = _Running(task, server, time.monotonic(), place, not resumed)
         server.ask(
             {
                 "id": self._number,
                 "file": str(task.file),
-                "arguments": list(task.arguments),
+                "arguments": [*words, str(task.run)],
                 "output": str(task.output),
                 "cores": _cores(place, self.workers, self._threads),
             }
@@ -119,6 +140,7 @@ class Trainers:
 
         Raises:
             InputError: if a version of the code can't be imported.
+            StorageError: if a training was killed ``MOST_KILLS`` times.
         """
         by_stream = {server.answers: server for server in self._servers.values()}
         if not by_stream:
@@ -129,19 +151,29 @@ class Trainers:
             server = by_stream[stream]
             for answer in server.read():
                 if "pid" in answer:
-                    self._pids[answer["id"]] = answer["pid"]
+                    self._running[answer["id"]].pid = answer["pid"]
                 elif "status" in answer:
-                    task = self._running.pop(answer["id"])[0]
-                    self._pids.pop(answer["id"], None)
-                    ended.append(
-                        Ended(task, answer["status"], answer["seconds"], answer["peak_memory"])
-                    )
+                    each, status = self._running.pop(answer["id"]), answer["status"]
+                    if status < 0 or status > 128:
+                        self._repeat(each.task, status)
+                    else:
+                        facts = (status, answer["seconds"], answer["peak_memory"])
+                        ended.append(Ended(each.task, *facts, each.whole))
             if server.has_ended:
-                ended += self._lost(server)
+                self._replace(server)
         return ended
 
-    def _lost(self, server: _Server) -> list[Ended]:
-        """The trainings of a server that was killed: they stop by themselves and are repeated."""
+    def _repeat(self, task: Task, status: int) -> None:
+        self._kills[task.key] += 1
+        if self._kills[task.key] == MOST_KILLS:
+            raise StorageError(
+                f"{task.name}: was killed {MOST_KILLS} times (status {status}), for want of memory "
+                f"perhaps; see {task.output}; fewer --workers need less"
+            )
+        self._again.append(task)
+
+    def _replace(self, server: _Server) -> None:
+        """Repeats the trainings of a server that was killed, once they have stopped."""
         del self._servers[server.root]
         server.ask_to_end()
         server.end()
@@ -149,14 +181,12 @@ class Trainers:
             raise InputError(
                 f"{server.root}: its code can't be imported; see {server.log} for the reason"
             )
-        lost = []
-        for number, (task, its_server, begun, _) in list(self._running.items()):
-            if its_server is server:
+        for number, each in list(self._running.items()):
+            if each.server is server:
                 del self._running[number]
-                if (pid := self._pids.pop(number, None)) is not None:
-                    self._orphans[pid] = time.monotonic() + _SECONDS_TO_CLOSE
-                lost.append(Ended(task, -9, time.monotonic() - begun, 0))
-        return lost
+                if each.pid is not None:
+                    self._orphans[each.pid] = time.monotonic() + _SECONDS_TO_CLOSE
+                self._again.append(each.task)
 
     def __enter__(self) -> Trainers:
         return self
@@ -166,6 +196,16 @@ class Trainers:
             server.ask_to_end()
         for server in self._servers.values():
             server.end()
+
+
+@dataclasses.dataclass
+class _Running:
+    task: Task
+    server: _Server
+    begun: float
+    place: int
+    whole: bool
+    pid: int | None = None
 
 
 class _Server:

@@ -273,8 +273,7 @@ def time_left(
     seconds = [
         row["seconds"][0] or about["seconds"] for row, about in zip(arms, there.arms, strict=True)
     ]
-    per_pair = sum(seconds) / min(trainers.workers, max(1, len(seconds)))
-    per_pair *= min(1.0, len(seconds) / trainers.workers)
+    per_pair = sum(seconds) / trainers.workers
     done = len(found["pairs"])
     under_way = sum(trainers.running.values()) / trainers.workers
     ends = []

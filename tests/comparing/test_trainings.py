@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from research.comparing.trainings import Ended, Task, Trainers, lock_file
-from research.errors import InputError
+from research.errors import InputError, StorageError
 
 import pytest
 
@@ -25,7 +25,8 @@ def task(tmp_path: Path) -> Callable[[str], Task]:
         number = len(list(tmp_path.glob("program-*.py")))
         file = tmp_path / f"program-{number}.py"
         file.write_text(text)
-        return Task(number, root, file, ["--word", "two words"], tmp_path / f"output-{number}")
+        words = ["--word", "two words"]
+        return Task(number, f"program {number}", root, file, words, tmp_path / f"run-{number}")
 
     return make
 
@@ -57,9 +58,10 @@ def test_a_training_runs_as_python_runs_a_file(task: Callable[[str], Task], tmp_
         assert not trainers.has_room()
         (ended,) = all_ended(trainers, 1)
         assert trainers.has_room()
-    assert (ended.status, ended.task.key) == (3, 0)
+    assert (ended.status, ended.task.key, ended.whole) == (3, 0, True)
     assert ended.peak_memory > 1 << 20
-    assert ended.task.output.read_text() == "['--word', 'two words'] __main__ beside 1\n1 \n"
+    said = f"['--word', 'two words', '--run-dir', '{tmp_path}/run-0'] __main__ beside 1\n1 \n"
+    assert ended.task.output.read_text() == said
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,6 @@ def test_a_training_runs_as_python_runs_a_file(task: Callable[[str], Task], tmp_
         ("raise ValueError('no')", 1),
         ("import sys; sys.exit('a message')", 1),
         ("import sys; sys.exit(None)", 0),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -9),
     ],
 )
 def test_the_exit_status_is_the_programs(
@@ -93,23 +94,60 @@ def lives(pid: int) -> bool:
     return state != "Z"
 
 
-def test_trainings_of_a_server_that_is_killed_stop_and_are_given_back(
+# Creates its run directory, and ends only if it is resumed.
+RESUMABLE = (
+    "import os, signal, sys\nfrom pathlib import Path\n"
+    "run = Path(sys.argv[-1])\n"
+    "if '--resume' not in sys.argv:\n    run.mkdir()\n    os.kill(os.getpid(), {})\n"
+    "sys.exit(0 if sys.argv[1:] == ['--resume', str(run)] else 9)\n"
+)
+
+
+@pytest.mark.parametrize("number", ["signal.SIGKILL", "signal.SIGTERM"])
+def test_a_training_that_was_killed_is_resumed(
+    number: str, task: Callable[[str], Task], tmp_path: Path
+) -> None:
+    with Trainers(1, 1, tmp_path) as trainers:
+        trainers.start(task(RESUMABLE.format(number)))
+        found: list[Ended] = []
+        while not found:
+            trainers.has_room()
+            found = trainers.wait(0.2)
+    assert (found[0].status, found[0].whole) == (0, False)
+
+
+def test_a_training_that_is_always_killed_is_given_up(
     task: Callable[[str], Task], tmp_path: Path
 ) -> None:
+    always = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    with (
+        Trainers(1, 1, tmp_path) as trainers,
+        pytest.raises(StorageError, match=r"program 0: was killed 5 times \(status -9\)"),
+    ):
+        trainers.start(task(always))
+        while trainers.running:
+            trainers.has_room()
+            trainers.wait(0.2)
+
+
+def test_trainings_of_a_server_that_is_killed_stop_and_are_repeated(
+    task: Callable[[str], Task], tmp_path: Path
+) -> None:
+    once = "import os, sys, time\nplace = {!r}\nif os.path.exists(place):\n    sys.exit(0)\n"
+    text = once + "open(place, 'w').write(str(os.getpid()))\ntime.sleep(60)\n"
     with Trainers(2, 1, tmp_path) as trainers:
         for number in range(2):
-            trainers.start(task(SLEEPING.format(str(tmp_path / f"pid-{number}"))))
+            trainers.start(task(text.format(str(tmp_path / f"pid-{number}"))))
         pids = [int(wait_for(tmp_path / f"pid-{number}")) for number in range(2)]
         server = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
         os.kill(server, signal.SIGKILL)
-        ended = all_ended(trainers, 2)
-        assert [(e.task.key, e.status) for e in ended] == [(0, -9), (1, -9)]
-        until = time.monotonic() + 20
-        while any(map(lives, pids)) and time.monotonic() < until:
-            time.sleep(0.05)
+        found: list[Ended] = []
+        until = time.monotonic() + 60
+        while len(found) < 2 and time.monotonic() < until:
+            trainers.has_room()
+            found += trainers.wait(0.2)
+        assert sorted((e.task.key, e.status) for e in found) == [(0, 0), (1, 0)]
         assert not any(map(lives, pids))
-        trainers.start(task("print('goes on')"))
-        assert all_ended(trainers, 1)[0].status == 0
 
 
 def test_trainings_end_with_the_comparison_and_hold_its_lock_until_then(
