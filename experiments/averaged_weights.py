@@ -2,7 +2,7 @@
 
 - Command: python experiments/averaged_weights.py
 - Duration: about 10 minutes on 2 CPU cores
-- Expect: a lower validation loss from the first epoch on
+- Expect: with --epochs 1 and seed 0, test accuracy 98.4%, test loss 0.051 (reference 0.058)
 - Verdict: not judged yet
 """
 

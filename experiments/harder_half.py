@@ -2,7 +2,7 @@
 
 - Command: python experiments/harder_half.py
 - Duration: about 10 minutes on 2 CPU cores
-- Expect: loss_harder above loss
+- Expect: loss_harder above loss; with --epochs 1 and seed 0, test accuracy 98.3%, test loss 0.053
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 - Command: python experiments/pgd.py --epochs 3 --holdout 10000
 - Duration: about 8 minutes on 2 CPU cores
-- Expect: a robust accuracy of 89% or more, where robustness.py has less than 1%
+- Expect: with seed 0, accuracy 98.2%, robust_accuracy 0.91; robustness.py has 0.000
 - Verdict: not judged yet
 """
 

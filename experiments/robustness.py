@@ -2,7 +2,7 @@
 
 - Command: python experiments/robustness.py
 - Duration: about 12 minutes on 2 CPU cores
-- Expect: the reference experiment's weights, bit for bit; a robust accuracy near 0
+- Expect: the reference's weights, bit for bit; robust_accuracy 0.000
 """
 
 from __future__ import annotations

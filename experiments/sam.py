@@ -2,7 +2,7 @@
 
 - Command: python experiments/sam.py
 - Duration: about 20 minutes on 2 CPU cores
-- Expect: loss_nearby above loss
+- Expect: loss_nearby above loss; with --epochs 1 and seed 0, test accuracy 98.2%, test loss 0.059
 - Verdict: not judged yet
 """
 

@@ -409,7 +409,9 @@ def test_two_replicas_end_as_one_does_but_for_rounding(
 ) -> None:
     # In a process of its own, see test_experiments.test_other_ways_to_run.
     dropout = () if name == "residual" else ("--dropout", "0", "0")
-    options = ("--data", data_file, *SMALL, "--epochs", "0.5", *OPTIONS[name], *dropout)
+    # One step of SAM: in a step uphill, rounding decides which unit wins a max-pool sooner.
+    epochs = "0.1" if name == "sam" else "0.5"
+    options = ("--data", data_file, *SMALL, "--epochs", epochs, *OPTIONS[name], *dropout)
     found: list[dict[str, Any]] = []
     for strategy in ("default", "mirrored"):
         strategy_options = ("--strategy", strategy, "--run-dir", strategy)
