@@ -21,7 +21,7 @@ from research.comparing.question import Declared, Metric
 from research.comparing.rule import rule_of
 from research.comparing.trainings import Ended, Task, lock_file
 from research.errors import InputError, one_line
-from research.files import read_sealed_json, storage_errors
+from research.files import read_sealed_json, sha256, storage_errors
 from research.processor import extensions
 from research.recording.environment import PACKAGES, version
 from research.recording.run_directory import CODE
@@ -62,6 +62,18 @@ def describe_machine() -> dict[str, Any]:
         "processor": sorted(e for e in extensions() if re.match("sse|avx|amx|fma|asimd|sve", e)),
         "variables": variables,
     }
+
+
+def files_named(declared: Declared, number: int | None = None) -> dict[str, str]:
+    """The SHA-256 of files that options name, such as a teacher's network, by the option's word.
+
+    Args:
+        declared: what is to be compared.
+        number: the arm; None takes all.
+    """
+    arms = declared.arms if number is None else declared.arms[number : number + 1]
+    words = [*declared.options, *(word for arm in arms for word in arm.options)]
+    return {word: sha256(Path(word)) for word in sorted(set(words)) if os.path.isfile(word)}
 
 
 class Comparison:
@@ -266,6 +278,8 @@ def _differences(there: Comparison, declared: Declared, commits: Sequence[str | 
                 found.append(f"{arm.revision} is commit {commit[:12]} now")
         elif code_sha256(arm.file.resolve().parent, list(about["code"])) != about["code"]:
             found.append(f"{arm.file} or what it imports has been edited")
+    if files_named(declared) != there.fields["files"]:
+        found.append("a file that an option names has changed")
     if None in commits and library_sha256(PROJECT) != there.fields["libraries"][NOW]:
         found.append("the library has been edited")
     return found

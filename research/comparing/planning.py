@@ -20,6 +20,7 @@ from research.comparing.comparison import (
     QUESTION,
     Comparison,
     describe_machine,
+    files_named,
     json_lines,
     step_milliseconds,
 )
@@ -154,6 +155,7 @@ class Plan:
             )
         libraries = {code.root.name: library_sha256(code.root) for code in self.codes}
         facts = self.question | describe_machine()
+        facts["files"] = files_named(self.declared)
         examples = option_number(self.declared.options, "examples")
         evaluated_on = [self.data_sha256, examples, self.held_out, config["holdout_seed"]]
         baseline = {
@@ -161,6 +163,7 @@ class Plan:
             "library": libraries[self.codes[0].root.name],
             "options": [*self.declared.options, *abouts[0]["options"]],
             "evaluated_on": evaluated_on,
+            "files": files_named(self.declared, number=0),
             "threads": self.declared.threads,
             "machine": describe_machine(),
         }

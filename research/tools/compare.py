@@ -260,7 +260,8 @@ def cost_text(plan: Plan, workers: int, most_pairs: int) -> str:
             "What it costs at most, by the trial:",
             *lines,
             f"{fewest} pairs show a difference of {few:.1f} standard deviations of the paired "
-            f"differences, {most} pairs one of {many:.1f}.",
+            f"differences, {most} pairs one of {many:.1f}. Ctrl-C stops at any time; the same "
+            "command goes on.",
         ]
     )
 
@@ -369,7 +370,7 @@ def _left(found: dict[str, Any], left: tuple[float, float]) -> str:
     most = found["question"]["most_pairs"]
     low, high = duration(left[0]), duration(left[1])
     time_text = low if low == high else f"{low} to {high}"
-    return f"{time_text} left, by 80% of forecasts; at most {most} pairs"
+    return f"{time_text} left (80% range); at most {most} pairs"
 
 
 def _line(there: Comparison, found: dict[str, Any], left: tuple[float, float]) -> str:
