@@ -111,11 +111,23 @@ def _copy_current(root: Path) -> None:
     head = _commit(PROJECT)
     root.mkdir(parents=True)
     if head is not None:
-        with contextlib.suppress(subprocess.SubprocessError):
-            _check_out(head, root)
-            if patch := uncommitted_changes(PROJECT / "research" / "__init__.py"):
+        _check_out(head, root)
+        patch = uncommitted_changes(PROJECT / "research" / "__init__.py")
+        comments = [line for line in patch.splitlines() if line.startswith(b"#")]
+        try:
+            if len(comments) < len(patch.splitlines()):
                 git(root, "apply", "--whitespace=nowarn", "-", given=patch)
-    # The patch leaves out what is large, and there is none without git.
+        except (OSError, subprocess.SubprocessError) as error:
+            raise InputError(
+                f"{PROJECT}: the uncommitted changes can't be copied ({one_line(error)[:200]}); "
+                "commit them"
+            ) from error
+        if left_out := [line for line in comments if b".py: " in line]:
+            what = left_out[0].decode(errors="replace").lstrip("# ")
+            raise InputError(
+                f"{PROJECT}: an uncommitted change can't be copied ({what}); commit it"
+            )
+    # Without git there is no patch.
     for path in sorted((PROJECT / "research").rglob("*.py")):
         target = root / path.relative_to(PROJECT)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -11,17 +11,23 @@ import re
 import shlex
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from research.comparing.checkout import NOW, PROJECT, code_sha256, commit_named, library_sha256
+from research.comparing.checkout import PROJECT, code_sha256, commit_named, library_sha256
 from research.comparing.evidence import Outcome, Pair, read_outcome
 from research.comparing.question import Declared, Metric
 from research.comparing.rule import rule_of
 from research.comparing.trainings import Ended, Task, lock_file
 from research.errors import InputError, one_line
-from research.files import read_sealed_json, sha256, storage_errors
+from research.files import (
+    LARGEST_JSON,
+    read_regular,
+    read_sealed_json,
+    sha256,
+    storage_errors,
+)
 from research.processor import extensions
 from research.recording.environment import PACKAGES, version
 from research.recording.run_directory import CODE
@@ -64,16 +70,9 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def files_named(declared: Declared, number: int | None = None) -> dict[str, str]:
-    """The SHA-256 of files that options name, such as a teacher's network, by the option's word.
-
-    Args:
-        declared: what is to be compared.
-        number: the arm; None takes all.
-    """
-    arms = declared.arms if number is None else declared.arms[number : number + 1]
-    words = [*declared.options, *(word for arm in arms for word in arm.options)]
-    return {word: sha256(Path(word)) for word in sorted(set(words)) if os.path.isfile(word)}
+def files_sha256(paths: Iterable[str]) -> dict[str, str]:
+    """The SHA-256 of those of the paths that are files."""
+    return {path: sha256(Path(path)) for path in sorted(set(paths)) if os.path.isfile(path)}
 
 
 class Comparison:
@@ -91,21 +90,26 @@ class Comparison:
         self.rule = rule_of(fields)
         self._known: dict[Path, Outcome] = {}
         self._steps: dict[Path, float | None] = {}
-        self._reusable: list[Path] | None = None
+        self._reusable: list[Comparison] | None = None
 
     @property
     def names(self) -> list[str]:
         """The arms' names."""
         return [arm["name"] for arm in self.arms]
 
+    @property
+    def begun(self) -> bool:
+        """Whether a training has begun here."""
+        return any((self.path / arm["folder"]).is_dir() for arm in self.arms)
+
     def run(self, arm: int, seed: int) -> Path:
         """The run directory of a training: this comparison's own, or one that is reused."""
         own = self.path / self.arms[arm]["folder"] / f"seed-{seed}"
-        if arm == 0 and self._finished(own) is None:
+        if arm == 0 and self._finished(own, 0) is None:
             for other in self._others():
-                run = other / self.arms[0]["folder"] / f"seed-{seed}"
+                run = other.path / other.arms[0]["folder"] / f"seed-{seed}"
                 with contextlib.suppress(InputError):
-                    if self._finished(run) is not None:
+                    if self._finished(run, 0) is not None:
                         return run
         return own
 
@@ -120,41 +124,49 @@ class Comparison:
         Raises:
             InputError: if it can't be judged, or was evaluated on other examples than its pair.
         """
-        return self._finished(self.run(arm, seed))
+        return self._finished(self.run(arm, seed), arm)
 
-    def _finished(self, run: Path) -> Outcome | None:
+    def _finished(self, run: Path, arm: int) -> Outcome | None:
         if run not in self._known and (outcome := read_outcome(run)) is not None:
-            self._require_same_examples(run)
+            self._require_declared(run, arm)
             self._known[run] = outcome
         return self._known.get(run)
 
-    def _require_same_examples(self, run: Path) -> None:
-        """Refuses a training on other data, or with other held-out examples, than declared."""
+    def _require_declared(self, run: Path, arm: int) -> None:
+        """Refuses a training with other data, held-out examples or options than declared."""
         try:
             config = read_sealed_json(run / "config.json")
-            data, seed = config["data_sha256"], config["holdout_seed"]
-            there = (data, config["examples"], config["holdout"], seed)
+            names = ("data_sha256", "examples", "holdout", "holdout_seed")
+            there = [config[name] for name in names]
+            seed = f"seed-{config['seed']}"
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
                 f"{run}: can't be judged ({one_line(error)}); delete the directory, and the "
                 "training is repeated"
             ) from error
-        wanted = tuple(self.fields["evaluated_on"])
-        if there != wanted:
+        if there != self.fields["evaluated_on"]:
             raise InputError(
                 f"{run}: evaluated on other examples (data, --examples, --holdout, --holdout-seed "
-                f"are {there}, not {wanted}); arms can be compared on the same examples only"
+                f"are {there}, not {self.fields['evaluated_on']}); arms can be compared on the "
+                "same examples only"
+            )
+        options = self.arms[arm]["config"]
+        other = [name for name, value in options.items() if config.get(name) != value]
+        if other or seed != run.name:
+            raise InputError(
+                f"{run}: trained with other options ({', '.join(other) or seed}); delete the "
+                "directory, and the training is repeated"
             )
 
-    def pairs(self, most: int) -> list[Pair]:
-        """The pairs so far, in the order of their seeds, at most so many."""
-        first, found = self.fields["first_seed"], []
-        for seed in range(first, first + most):
+    def pairs(self) -> list[Pair]:
+        """The pairs so far, in the order of their seeds, until one of which nothing is there."""
+        found: list[Pair] = []
+        while True:
+            seed = self.fields["first_seed"] + len(found)
             outcomes = tuple(self.outcome(arm, seed) for arm in range(len(self.arms)))
-            if outcomes[0] is None and not any(outcomes):
-                break
+            if not any(outcomes):
+                return found
             found.append(Pair(seed, outcomes))
-        return found
 
     def order(self, seed: int) -> list[int]:
         """The arms in the order in which they are trained; each comes first equally often."""
@@ -162,8 +174,17 @@ class Comparison:
         return arms[turn:] + arms[:turn]
 
     def task(self, arm: int, seed: int) -> Task:
-        """The training to run, or to resume if it was killed."""
-        about = self.arms[arm]
+        """The training to run, or to resume if it was killed.
+
+        Raises:
+            InputError: if a file that its options name has changed.
+        """
+        about, files = self.arms[arm], self.fields["files"]
+        if files_sha256(files) != files:
+            raise InputError(
+                f"{', '.join(files)}: changed since the comparison began; put it back, or give the "
+                "command again for a new comparison"
+            )
         run = self.path / about["folder"] / f"seed-{seed}"
         with storage_errors(run.parent):
             run.parent.mkdir(exist_ok=True)
@@ -188,24 +209,25 @@ class Comparison:
     def costs(self) -> dict[tuple[int, int], Cost]:
         """What the trainings took, by arm and seed, as far as they ran in one go."""
         found = {}
-        for folder in [*self._others(), self.path]:
-            own = folder == self.path
-            for line in json_lines(folder / TRAININGS):
-                arm, seed = line["arm"], line["seed"]
-                run = folder / self.arms[arm]["folder"] / f"seed-{seed}"
-                if (own or arm == 0) and line["whole"] and run == self.run(arm, seed):
-                    if run not in self._steps:
-                        self._steps[run] = step_milliseconds(run)
-                    step = self._steps[run]
-                    found[arm, seed] = Cost(line["seconds"], step, line["peak_memory"], own)
+        for there in [*self._others(), self]:
+            for line in json_lines(there.path / TRAININGS):
+                with contextlib.suppress(KeyError, TypeError, IndexError):
+                    arm, seed = line["arm"], line["seed"]
+                    run = there.path / there.arms[arm]["folder"] / f"seed-{seed}"
+                    mine = there is self or arm == 0
+                    if mine and line["whole"] and run == self.run(arm, seed):
+                        if run not in self._steps:
+                            self._steps[run] = step_milliseconds(run)
+                        facts = (self._steps[run], line["peak_memory"], there is self)
+                        found[arm, seed] = Cost(line["seconds"], *facts)
         return found
 
-    def _others(self) -> list[Path]:
-        """The directories of other comparisons with the same baseline."""
+    def _others(self) -> list[Comparison]:
+        """Other comparisons with the same baseline."""
         if self._reusable is None:
             folders = dict.fromkeys([COMPARISONS.absolute(), self.path.absolute().parent])
             self._reusable = [
-                other.path
+                other
                 for folder in folders
                 for other in comparisons_in(folder)
                 if other.path != self.path.absolute()
@@ -236,12 +258,13 @@ def open_comparison(path: Path) -> Comparison:
         ) from error
 
 
-def find(declared: Declared, directory: Path | None) -> Comparison | None:
-    """The comparison that this declaration began, if code and machine are as they were then.
+def find(declared: Declared, directory: Path | None, data: str) -> Comparison | None:
+    """The comparison that this declaration began, if all that it depends on is as it was then.
 
     Args:
         declared: what is to be compared.
         directory: where to look; None looks at all comparisons.
+        data: the SHA-256 of the data.
 
     Raises:
         InputError: if the directory holds something else.
@@ -249,12 +272,12 @@ def find(declared: Declared, directory: Path | None) -> Comparison | None:
     commits = [commit_named(arm) for arm in declared.arms]
     if directory is None:
         there = list(comparisons_in(COMPARISONS))
-        good = [each for each in there if not _differences(each, declared, commits)]
+        good = [each for each in there if not _differences(each, declared, commits, data)]
         return good[-1] if good else None
     if not os.path.lexists(directory):
         return None
     found = open_comparison(directory)
-    if different := _differences(found, declared, commits):
+    if different := _differences(found, declared, commits, data):
         raise InputError(
             f"--directory {directory}: it is another comparison ({'; '.join(different)}); name "
             "a new directory, or leave it out"
@@ -262,26 +285,37 @@ def find(declared: Declared, directory: Path | None) -> Comparison | None:
     return found
 
 
-def _differences(there: Comparison, declared: Declared, commits: Sequence[str | None]) -> list[str]:
+def _differences(
+    there: Comparison, declared: Declared, commits: Sequence[str | None], data: str
+) -> list[str]:
     """What makes a declaration another comparison than the one that is there."""
-    found = []
+    found, fields = [], there.fields
     for name, now in declared.as_json().items():
-        if there.fields[name] != now:
-            found.append(f"{name} {_shown(there.fields[name])} there, {_shown(now)} now")
+        if fields[name] != now:
+            found.append(f"{name} {_shown(fields[name])} there, {_shown(now)} now")
     if found:
         return found
     machine = describe_machine()
-    found += [f"another {name}" for name in machine if machine[name] != there.fields[name]]
+    found += [f"another {name}" for name in machine if machine[name] != fields[name]]
     for arm, about, commit in zip(declared.arms, there.arms, commits, strict=True):
+        names = list(about["code"])
         if commit is not None:
             if commit != about["commit"]:
                 found.append(f"{arm.revision} is commit {commit[:12]} now")
-        elif code_sha256(arm.file.resolve().parent, list(about["code"])) != about["code"]:
+        elif code_sha256(arm.file.resolve().parent, names) != about["code"]:
             found.append(f"{arm.file} or what it imports has been edited")
-    if files_named(declared) != there.fields["files"]:
+        copied = (there.path / CODE / about["file"]).parent
+        library = fields["libraries"][about["root"]]
+        if code_sha256(copied, names) != about["code"] or (
+            library_sha256(there.path / CODE / about["root"]) != library
+        ):
+            found.append(f"its copy of the code, {there.path / CODE}, has been edited")
+        if commit is None and library_sha256(PROJECT) != library:
+            found.append("the library has been edited")
+    if fields["evaluated_on"][0] != data:
+        found.append("the data have changed")
+    if files_sha256(fields["files"]) != fields["files"]:
         found.append("a file that an option names has changed")
-    if None in commits and library_sha256(PROJECT) != there.fields["libraries"][NOW]:
-        found.append("the library has been edited")
     return found
 
 
@@ -323,7 +357,7 @@ def step_milliseconds(run: Path) -> float | None:
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects in a file of JSON lines; a line that was cut off is left out."""
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_regular(path, LARGEST_JSON).splitlines()
     except OSError:
         return
     for line in lines:

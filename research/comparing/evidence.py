@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from research.comparing.question import Metric
-from research.comparing.rule import Forecast, Judgement, Rule, forecast, judge
+from research.comparing.rule import Forecast, Judgement, Rule, forecast, interval, judge
 from research.errors import InputError, one_line
 from research.files import is_regular, open_regular, read_json, read_sealed_json, sha256
 from research.recording.start import FINISHED, NON_FINITE
@@ -80,11 +80,11 @@ def read_outcome(run: Path) -> Outcome | None:
     Raises:
         InputError: if the files of a finished run have been changed.
     """
-    if is_regular(run / NON_FINITE):
-        return Outcome(None, None)
-    if not is_regular(run / FINISHED):
-        return None
     try:
+        if is_regular(run / NON_FINITE):
+            return Outcome(None, None)
+        if not is_regular(run / FINISHED):
+            return None
         for name, digest in read_sealed_json(run / FINISHED)["files"].items():
             if sha256(run / name) != digest:
                 raise ValueError(f"{name} has been changed since it was written")
@@ -129,7 +129,7 @@ def consider(
         challenger: the arm's number, 1 or more; the baseline's is 0.
         metric: the figure.
         rule: what was declared before the first pair.
-        most_pairs: for the forecast.
+        most_pairs: the forecast looks as far, or four times as far as there are pairs.
 
     Raises:
         InputError: if a training has not evaluated the figure.
@@ -151,20 +151,22 @@ def consider(
     same = [ours == theirs and ours.weights is not None for ours, theirs in counted]
     if all(same) and len(same) >= PAIRS_OF_SAME_BITS:
         verdict = "identical"
-    interval = judgement.interval
-    if interval is not None and metric.worse < 0:
-        interval = (-interval[1], -interval[0])
+    within = judgement.interval
+    if within is not None and metric.worse < 0:
+        within = (-within[1], -within[0])
     return Finding(
         verdict,
         n,
         float(differences[:n].mean()),
         judgement.sd,
-        interval,
+        within,
         int((metric.worse * differences[:n] < 0).sum()),
         int((differences[:n] == 0).sum()),
         _correlation(values[:n]),
         (int(failed[:n, 0].sum()), int(failed[:n, 1].sum())),
-        forecast(metric.worse * differences, rule, most_pairs) if verdict == "undecided" else None,
+        forecast(metric.worse * differences, rule, max(most_pairs, 4 * n))
+        if verdict == "undecided"
+        else None,
     )
 
 
@@ -210,8 +212,9 @@ def _judged(
         barred |= {"worse", "equivalent"} if failed[:n, 0].any() else set()
         if found.verdict not in {"undecided", *barred}:
             return found
-        found = dataclasses.replace(found, verdict="undecided")
-    return dataclasses.replace(found, pairs=len(differences))
+    sd = float(differences.std(ddof=1)) if len(differences) > 1 else math.nan
+    mean, all_of_them = float(differences.mean()), len(differences)
+    return Judgement("undecided", all_of_them, mean, sd, interval(differences, rule))
 
 
 def _correlation(values: npt.NDArray[np.float64]) -> float | None:

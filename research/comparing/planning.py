@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
+import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from research.comparing.comparison import (
     QUESTION,
     Comparison,
     describe_machine,
-    files_named,
+    files_sha256,
     json_lines,
     step_milliseconds,
 )
@@ -35,10 +37,10 @@ from research.comparing.question import (
     option_value,
 )
 from research.comparing.trainings import Ended, Task, Trainers
-from research.data.dataset import HOLDOUT
+from research.data.dataset import HOLDOUT, Dataset
 from research.data.formats import read_dataset
 from research.data.mnist import load_mnist
-from research.errors import InputError
+from research.errors import InputError, one_line
 from research.files import (
     is_regular,
     read_json,
@@ -48,10 +50,19 @@ from research.files import (
 )
 from research.recording.environment import cpu_name
 from research.recording.run_directory import CODE, create_directory
-from research.recording.start import NON_FINITE
+from research.recording.start import FINISHED, NON_FINITE
 
 # A trial trains on so few examples, and holds out so few, to learn what a training will cost.
 _TRIAL_EXAMPLES, _TRIAL_HELD_OUT = 512, 1000
+
+
+# The options that a trial has otherwise than the trainings, or that a comparison checks apart.
+_OF_THE_TRIAL = frozenset(
+    {
+        *("experiment", "run", "data_sha256", "data", "examples", "holdout", "holdout_seed"),
+        *("log_every", "seed", "run_dir"),
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +135,10 @@ class Plan:
         if directory is None:
             stems = dict.fromkeys(arm.file.stem for arm in self.declared.arms)
             name = re.sub(r"[^\w.]+", "-", "-".join(stems), flags=re.ASCII)[:60]
-            directory = COMPARISONS / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+            first = COMPARISONS / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+            further = (first.with_name(f"{first.name}-{n}") for n in itertools.count(2))
+            names = itertools.chain([first], further)
+            directory = next(path for path in names if not os.path.lexists(path))
 
         def fill(folder: Path) -> None:
             with storage_errors(folder):
@@ -150,12 +164,17 @@ class Plan:
                     "commit": code.commit,
                     "options": list(arm.options),
                     "code": trial.code,
+                    "config": {k: v for k, v in trial.config.items() if k not in _OF_THE_TRIAL},
                     "seconds": round(trial.seconds(self.examples), 1),
                 }
             )
         libraries = {code.root.name: library_sha256(code.root) for code in self.codes}
         facts = self.question | describe_machine()
-        facts["files"] = files_named(self.declared)
+        named = [
+            [value for value in trial.config.values() if isinstance(value, str)]
+            for trial in self.trials
+        ]
+        facts["files"] = files_sha256(itertools.chain(*named))
         examples = option_number(self.declared.options, "examples")
         evaluated_on = [self.data_sha256, examples, self.held_out, config["holdout_seed"]]
         baseline = {
@@ -163,7 +182,8 @@ class Plan:
             "library": libraries[self.codes[0].root.name],
             "options": [*self.declared.options, *abouts[0]["options"]],
             "evaluated_on": evaluated_on,
-            "files": files_named(self.declared, number=0),
+            "files": files_sha256(named[0]),
+            "file": Path(abouts[0]["file"]).name,
             "threads": self.declared.threads,
             "machine": describe_machine(),
         }
@@ -178,8 +198,28 @@ class Plan:
         }
 
 
+def read_data(declared: Declared, say: Callable[[str], None]) -> Dataset:
+    """The data that all arms train on and are judged by.
+
+    Raises:
+        InputError: if they can't be read, or no examples are held out or left to train on.
+    """
+    path = option_value(declared.options, "data")
+    data = load_mnist(say) if path is None else read_dataset(Path(path))
+    data = data.first(option_number(declared.options, "examples"))
+    held_out = option_number(declared.options, "holdout") or 0
+    if not 0 < held_out < len(data.train):
+        raise InputError(
+            f"--holdout {held_out}: there are {len(data.train)} training examples; hold out "
+            "some of them to compare on, and leave some to train on"
+        )
+    return data
+
+
 @contextlib.contextmanager
-def plan(declared: Declared, workers: int, say: Callable[[str], None]) -> Iterator[Plan]:
+def plan(
+    declared: Declared, data: Dataset, workers: int, say: Callable[[str], None]
+) -> Iterator[Plan]:
     """Tries every arm for a few steps, in a temporary folder, before anything is written.
 
     Raises:
@@ -187,16 +227,7 @@ def plan(declared: Declared, workers: int, say: Callable[[str], None]) -> Iterat
     """
     arms = declared.arms
     commits = [commit_named(arm) for arm in arms]
-    data_path = option_value(declared.options, "data")
-    data = load_mnist(say) if data_path is None else read_dataset(Path(data_path))
-    limited = data.first(option_number(declared.options, "examples"))
     held_out = option_number(declared.options, "holdout") or 0
-    examples = len(limited.train) - held_out
-    if held_out < 1 or examples < 1:
-        raise InputError(
-            f"--holdout {held_out}: there are {len(limited.train)} training examples; hold out "
-            "some of them to compare on, and leave some to train on"
-        )
     with tempfile.TemporaryDirectory(prefix="research-compare-") as temporary:
         folder = Path(temporary) / CODE
         folder.mkdir()
@@ -207,7 +238,21 @@ def plan(declared: Declared, workers: int, say: Callable[[str], None]) -> Iterat
         trials = _try(declared, codes, Path(temporary), workers, held_out, names)
         for arm, trial in zip(arms, trials, strict=True):
             _require_figure(arm, trial, declared.metric)
-        yield Plan(declared, codes, folder, trials, held_out, examples, limited.sha256())
+            _require_comparable(arm, trial.config, trials[0].config)
+        examples = len(data.train) - held_out
+        yield Plan(declared, codes, folder, trials, held_out, examples, data.sha256())
+
+
+def _require_comparable(arm: Arm, config: Mapping[str, Any], first: Mapping[str, Any]) -> None:
+    """Refuses an arm whose experiment has other examples, or another selection, by default."""
+    for name in ("data_sha256", "holdout_seed", "patience", "select_by"):
+        if config.get(name) != first.get(name):
+            raise InputError(
+                f"{arm.text}: its {name} is {config.get(name)}, the baseline's is "
+                f"{first.get(name)}; give the option behind --, for all arms"
+            )
+    if config.get("test"):
+        raise InputError(f"{arm.text}: it evaluates on the test set, which no comparison reads")
 
 
 def _require_figure(arm: Arm, trial: Trial, metric: Metric) -> None:
@@ -255,17 +300,22 @@ def _try(
                 ended[number] = each
                 if is_regular(each.task.run / NON_FINITE) and number:
                     diverged.add(number)
-                elif each.status != 0:
+                elif not is_regular(each.task.run / FINISHED):
                     raise InputError(last_words(each).replace(f"{folder}/", ""))
-    first = _read_trial(folder / "run-0", ended[0].seconds, held_out / few)
-    trials = [first]
-    for number in range(1, len(tasks)):
-        run = folder / f"run-{number}"
-        if number in diverged:
-            config, code = read_sealed_json(run / "config.json"), code_sha256(run / CODE) or {}
-            trials.append(dataclasses.replace(first, code=code, config=config))
-        else:
-            trials.append(_read_trial(run, ended[number].seconds, held_out / few))
+    trials: list[Trial] = []
+    for number, task in enumerate(tasks):
+        try:
+            if number in diverged:
+                config = read_sealed_json(task.run / "config.json")
+                code = code_sha256(task.run / CODE) or {}
+                trials.append(dataclasses.replace(trials[0], code=code, config=config))
+            else:
+                trials.append(_read_trial(task.run, ended[number].seconds, held_out / few))
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"{task.name}: its code leaves other files than a comparison can read "
+                f"({one_line(error)[:100]}); name a later commit"
+            ) from error
     return trials
 
 

@@ -22,8 +22,13 @@ _OURS = {
     "at_step": "a comparison trains from the start",
     "test": "a comparison does not read the test set",
 }
-# The options that decide on which examples a training is evaluated.
-_SHARED = ("data", "examples", "holdout", "holdout_seed")
+# The options that hold for all arms or for none, and what they would do otherwise.
+_OTHERWISE = "would evaluate the arms on other examples"
+_SELECTS = "would select, for one arm, on the examples that judge it"
+_SHARED = {
+    **dict.fromkeys(("data", "examples", "holdout", "holdout_seed"), _OTHERWISE),
+    **dict.fromkeys(("patience", "select_by"), _SELECTS),
+}
 DEFAULT_HOLDOUT = 10_000
 # The figure that is 1 - accuracy, as a fraction.
 ERROR = "error"
@@ -52,6 +57,10 @@ class Metric:
         if text in _DIRECTIONS:
             return cls(text, _DIRECTIONS[text])
         if match := re.fullmatch(r"(highest|lowest) (\S+)", text):
+            if (best := _DIRECTIONS.get(match[2], match[1])) != match[1]:
+                raise InputError(
+                    f'--metric {text}: the best is the {best}; give "{best} {match[2]}"'
+                )
             return cls(match[2], match[1])
         raise InputError(
             f"--metric {text}: say which value is best and the name of a figure, such as "
@@ -99,9 +108,10 @@ def parse_margin(text: str | None, metric: Metric) -> float | None:
         value = math.nan
     if percent and not metric.is_share:
         raise InputError(f"--margin {text}: {metric.name} is no share; give a number, such as 0.01")
-    if not (math.isfinite(value) and value > 0):
+    if not (math.isfinite(value) and 0 < value < (1 if metric.is_share else math.inf)):
         example = "0.05% (of the examples) or 0.0005" if metric.is_share else "0.01"
-        raise InputError(f"--margin {text}: give a number above 0, such as {example}")
+        range_of = "between 0 and 1" if metric.is_share else "above 0"
+        raise InputError(f"--margin {text}: give a number {range_of}, such as {example}")
     return value
 
 
@@ -146,8 +156,7 @@ class Arm:
                 raise InputError(f"{text}: --{_dashes(name)} can't be given; {_OURS[name]}")
             if name in _SHARED:
                 raise InputError(
-                    f"{text}: --{_dashes(name)} would evaluate the arms on other examples; give it "
-                    "behind --, for all arms"
+                    f"{text}: --{_dashes(name)} {_SHARED[name]}; give it behind --, for all arms"
                 )
         return cls(text, revision or None, Path(path), tuple(words[1:]))
 

@@ -30,10 +30,10 @@ def verdict(comparison: Comparison, workers: int, most_pairs: int) -> dict[str, 
     Args:
         comparison: the comparison.
         workers: number of trainings at a time.
-        most_pairs: pairs beyond it are not considered.
+        most_pairs: number of pairs to train without a verdict; all that are there are judged.
     """
     fields, first = comparison.fields, comparison.fields["first_seed"]
-    pairs = comparison.pairs(most_pairs)
+    pairs = comparison.pairs()
     reused = [p.seed for p in pairs if comparison.reused(p.seed) is not None]
     found = judged(pairs, comparison.metric, comparison.rule, comparison.names, most_pairs)
     counted = max((finding["pairs"] for finding in found["findings"]), default=0)
@@ -157,34 +157,24 @@ def again(comparison: Comparison, most_pairs: int) -> str:
 
 
 def code_difference(comparison: Comparison, challenger: int) -> str:
-    """The difference of the experiments' files, and a line for each other file that differs."""
+    """The difference of the experiments' files, and of the library if it is of another commit."""
     folder = comparison.path / CODE
     ours, theirs = comparison.arms[0], comparison.arms[challenger]
-    before, after = (_text(folder / arm["file"]) for arm in (ours, theirs))
-    names = (Path(ours["file"]).name, Path(theirs["file"]).name)
-    lines = list(difflib.unified_diff(before, after, *names, n=1))
-    if len(lines) > MOST_LINES:
-        lines = [*lines[:MOST_LINES], f"... and {len(lines) - MOST_LINES} more lines\n"]
+    files = [folder / arm["file"] for arm in (ours, theirs)]
+    pairs = [(files[0], files[1])]
+    beside = sorted((ours["code"].keys() | theirs["code"].keys()) - {file.name for file in files})
+    pairs += [(files[0].parent / name, files[1].parent / name) for name in beside]
     if ours["root"] != theirs["root"]:
-        lines += _library_difference(folder / ours["root"], folder / theirs["root"])
-    for name in sorted(ours["code"].keys() & theirs["code"].keys() - set(names)):
-        if ours["code"][name] != theirs["code"][name]:
-            lines.append(f"{name} differs, too\n")
-    return "".join(lines)
-
-
-def _library_difference(ours: Path, theirs: Path) -> list[str]:
-    """The difference of two versions of the library."""
-    names = {
-        path.relative_to(root) for root in (ours, theirs) for path in root.glob("research/**/*.py")
-    }
+        roots = [folder / arm["root"] for arm in (ours, theirs)]
+        names = {path.relative_to(root) for root in roots for path in root.glob("research/**/*.py")}
+        pairs += [(roots[0] / name, roots[1] / name) for name in sorted(names)]
     lines: list[str] = []
-    for name in sorted(names):
-        before, after = _text(ours / name), _text(theirs / name)
-        lines += difflib.unified_diff(before, after, str(name), str(name), n=1)
+    for before, after in pairs:
+        names_of_both = (before.name, after.name)
+        lines += difflib.unified_diff(_text(before), _text(after), *names_of_both, n=1)
     if len(lines) > MOST_LINES:
         lines = [*lines[:MOST_LINES], f"... and {len(lines) - MOST_LINES} more lines\n"]
-    return lines
+    return "".join(lines)
 
 
 def _text(file: Path) -> list[str]:
@@ -200,8 +190,8 @@ def read_verdict(path: Path) -> dict[str, Any]:
     Raises:
         InputError: if it is none.
     """
-    file = path / "verdict.json" if path.is_dir() else path
     try:
+        file = path / "verdict.json" if path.is_dir() else path
         found = read_json(file)
         if not isinstance(found, dict) or not {"question", "pairs"} <= found.keys():
             raise ValueError("it has no pairs")

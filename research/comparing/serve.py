@@ -3,11 +3,12 @@
 ``research.comparing.trainings`` starts it, with the code to run in PYTHONPATH. That code may be of
 another commit, so this file imports nothing of it by a fixed name but ``research``.
 
-Standard input has a line of JSON for each training: ``id``, ``file``, ``arguments``, ``output``
-(the file for what it prints) and ``cores`` (to run on; none: any). Standard output gets a line when
-it begins (``id``, ``pid``) and one when it has ended (``id``, ``status`` as in ``subprocess``,
-``seconds``, ``peak_memory`` in bytes). When standard input ends, trainings are asked to stop. The
-argument, if there is one, is a descriptor with a lock, which trainings keep open.
+Its arguments are the folder of that code and, if there is one, a descriptor with a lock, which
+trainings keep open. Standard input has a line of JSON for each training: ``id``, ``file``,
+``arguments``, ``output`` (the file for what it prints) and ``cores`` (to run on; none: any).
+Standard output gets a line when it begins (``id``, ``pid``) and one when it has ended (``id``,
+``status`` as in ``subprocess``, ``seconds``, ``peak_memory`` in bytes). When standard input ends,
+trainings are asked to stop.
 """
 
 from __future__ import annotations
@@ -32,17 +33,25 @@ MODULES = (
 )
 _SECONDS_TO_STOP = 30
 _PR_SET_PDEATHSIG = 1
+# The unit of ru_maxrss.
+_BYTES = 1 if sys.platform == "darwin" else 1024
 
 
 def main() -> None:
-    sys.path.pop(0)  # the folder of this file, which the trainings have no business in
+    # The folder of this file is nothing for trainings; with some options Python leaves it out.
+    sys.path[:] = [path for path in sys.path if path != str(Path(__file__).parent)]
     answers = os.dup(1)
     os.dup2(2, 1)  # what an import prints is no answer
     for name in MODULES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    root, library = Path(sys.argv[1]).resolve(), importlib.import_module("research").__file__
+    if library is None or not Path(library).resolve().is_relative_to(root):
+        sys.exit(f"research is imported from {library}, and not from {root}")
     # A child that ends wakes select() through this pipe.
-    woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    woken, wake = os.pipe()
+    for end in (woken, wake):
+        os.set_blocking(end, False)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     children: dict[int, tuple[int, float]] = {}
@@ -70,7 +79,7 @@ def main() -> None:
             if ended:
                 number, begun = children.pop(pid)
                 code = os.waitstatus_to_exitcode(status)
-                seconds, memory = time.monotonic() - begun, usage.ru_maxrss * 1024
+                seconds, memory = time.monotonic() - begun, usage.ru_maxrss * _BYTES
                 facts = {"status": code, "seconds": seconds, "peak_memory": memory}
                 _answer(answers, {"id": number, **facts})
 
@@ -110,7 +119,7 @@ def _become(task: dict[str, Any], server: int) -> NoReturn:
         output = os.open(task["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         for descriptor, number in ((null, 0), (output, 1), (output, 2)):
             os.dup2(descriptor, number)
-        _close_all_but(*map(int, sys.argv[1:]))
+        _close_all_but(*map(int, sys.argv[2:]))
         if task["cores"]:
             os.sched_setaffinity(0, task["cores"])
         _run(task["file"], task["arguments"])

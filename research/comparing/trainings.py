@@ -176,17 +176,16 @@ class Trainers:
         """Repeats the trainings of a server that was killed, once they have stopped."""
         del self._servers[server.root]
         server.ask_to_end()
-        server.end()
-        if not server.was_ready:
-            raise InputError(
-                f"{server.root}: its code can't be imported; see {server.log} for the reason"
-            )
+        if server.end() >= 0 and not server.was_ready:
+            said = server.log.read_text(errors="replace").strip().splitlines()
+            reason = said[-1] if said else "it said nothing"
+            raise InputError(f"{server.root}: its code can't be imported ({reason[:300]})")
         for number, each in list(self._running.items()):
             if each.server is server:
                 del self._running[number]
                 if each.pid is not None:
                     self._orphans[each.pid] = time.monotonic() + _SECONDS_TO_CLOSE
-                self._again.append(each.task)
+                self._repeat(each.task, -9)
 
     def __enter__(self) -> Trainers:
         return self
@@ -221,7 +220,7 @@ class _Server:
         )
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, serve.__file__, *([] if lock is None else [str(lock)])],
+                [sys.executable, serve.__file__, str(root), *([] if lock is None else [str(lock)])],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -254,14 +253,15 @@ class _Server:
         with contextlib.suppress(OSError):
             self._questions.close()
 
-    def end(self) -> None:
-        """Waits until it has ended, and kills it if it does not."""
+    def end(self) -> int:
+        """Waits until it has ended, and kills it if it does not; returns its exit status."""
         try:
             self._process.wait(_SECONDS_TO_CLOSE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         self.answers.close()
+        return self._process.returncode
 
 
 def thread_variables(threads: int) -> dict[str, str]:
@@ -271,12 +271,12 @@ def thread_variables(threads: int) -> dict[str, str]:
 
 
 def _cores(place: int, workers: int, threads: int) -> list[int]:
-    """The cores of a worker; none, which lets the system choose, if there are too few for all."""
+    """The cores of a worker; none, which lets the system choose, unless workers need them all."""
     if not hasattr(os, "sched_getaffinity"):
         return []
     cores = sorted(os.sched_getaffinity(0))
-    enough = workers * threads <= len(cores)
-    return cores[place * threads : (place + 1) * threads] if enough else []
+    all_of_them = workers * threads == len(cores)
+    return cores[place * threads : (place + 1) * threads] if all_of_them else []
 
 
 def cores_here() -> int:

@@ -22,8 +22,8 @@ from research.comparing.page import (
 )
 from research.comparing.pairs import train
 from research.comparing.picture import draw
-from research.comparing.planning import Plan, plan
-from research.comparing.question import Metric, declare, parse_arms, parse_margin
+from research.comparing.planning import Plan, plan, read_data
+from research.comparing.question import ERROR, Metric, declare, parse_arms, parse_margin
 from research.comparing.report import again, judged, pairs_of, read_verdict, verdict
 from research.comparing.rule import rule_of, smallest_difference
 from research.comparing.trainings import Trainers, cores_here
@@ -61,8 +61,9 @@ class Compare:
 
     arms: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Two or more: FILE, "FILE OPTIONS" or "REVISION:FILE OPTIONS"."""
-    metric: str = "lowest error"
-    """The figure that decides, evaluated on held-out examples: highest or lowest, and its name."""
+    metric: str | None = None
+    """The figure that decides, evaluated on held-out examples: highest or lowest, and its name.
+    Default: lowest error."""
     margin: str | None = None
     """A difference too small to matter, such as 0.05% of the examples, or 0.01 of another figure.
     With it, arms can be found equivalent."""
@@ -88,11 +89,11 @@ class Compare:
     """The options for all arms, behind --."""
 
     def __post_init__(self) -> None:
-        require("alpha", self.alpha, 0 < self.alpha < 0.5, "give a probability, such as 0.05")
+        require("alpha", self.alpha, 1e-6 <= self.alpha < 0.5, "give a probability, such as 0.05")
         require("threads", self.threads, 1 <= self.threads <= 1024, "give 1 or more")
         require("first_seed", self.first_seed, 0 <= self.first_seed < 2**30, "give 0 or more")
         most = self.most_pairs
-        require("most_pairs", most, 1 <= most <= 100_000, "give 1 to 100000")
+        require("most_pairs", most, 1 <= most <= 1000, "give 1 to 1000")
         if self.workers is not None:
             require("workers", self.workers, 1 <= self.workers <= 1024, "give 1 or more")
 
@@ -109,14 +110,15 @@ class Compare:
             return
         arms = parse_arms(self.arms, self.options)
         declared = declare(
-            *(arms, self.options, self.metric, self.margin, self.alpha),
+            *(arms, self.options, self.metric or ERROR, self.margin, self.alpha),
             *(self.first_seed, self.threads),
         )
         workers = self.workers or trainings_at_a_time(self.threads)
-        there = find(declared, self.directory)
+        data = read_data(declared, say)
+        there = find(declared, self.directory, data.sha256())
         if there is None or self.cost:
-            with plan(declared, workers, say) as planned:
-                say(cost_text(planned, workers, self.most_pairs))
+            with plan(declared, data, workers, say) as planned:
+                (screen.say if self.cost else say)(cost_text(planned, workers, self.most_pairs))
                 if self.cost:
                     return
                 there = planned.create(self.directory)
@@ -129,7 +131,7 @@ class Compare:
     def _train(self, there: Comparison, workers: int, lock: int, screen: Screen) -> None:
         say = (lambda line: None) if self.json else screen.say
         most = self.most_pairs
-        say(f"{'Going on with' if there.pairs(most) else 'Comparing in'} {there.path}")
+        say(f"{'Going on with' if there.begun else 'Comparing in'} {there.path}")
         first = there.fields["first_seed"]
         if reused := list(filter(None, map(there.reused, range(first, first + most)))):
             places = ", ".join(sorted({str(run.parents[1]) for run in reused}))
@@ -191,12 +193,28 @@ class Compare:
         assert self.again is not None
         if self.arms or self.options:
             raise InputError("--again: give it without arms and options; the verdict has them")
-        before = read_verdict(self.again)
+        try:
+            found, declared = self._considered_again(read_verdict(self.again))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"--again {self.again}: no verdict, or one of another version "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        exploration = found["exploration"]
+        if self.json:
+            print(json.dumps(found, indent=2))
+            return
+        if exploration:
+            screen.say(
+                f"Exploration: declared was {declared}. A figure chosen after the pairs were seen "
+                "proves nothing; declare it for a comparison with other seeds."
+            )
+        _show(found, screen)
+
+    def _considered_again(self, before: dict[str, Any]) -> tuple[dict[str, Any], str]:
         question = before["question"]
-        metric = Metric.parse(self.metric)
         declared = Metric.parse(question["metric"])
-        if self.metric == "lowest error":
-            metric = declared
+        metric = declared if self.metric is None else Metric.parse(self.metric)
         margin = parse_margin(self.margin, metric)
         if self.margin is None and metric == declared:
             margin = question["margin"]
@@ -206,16 +224,8 @@ class Compare:
         pairs, most = pairs_of(before), question["most_pairs"]
         found = before | {"question": asked}
         found |= judged(pairs, metric, rule_of(asked), names, most)
-        exploration = any(question[k] != v for k, v in changed.items())
-        if self.json:
-            print(json.dumps(found | {"exploration": exploration}, indent=2))
-            return
-        if exploration:
-            screen.say(
-                f"Exploration: declared was {question['metric']}. A figure chosen after the pairs "
-                "were seen proves nothing; declare it for a comparison with other seeds."
-            )
-        _show(found, screen)
+        found["exploration"] = any(question[k] != v for k, v in changed.items())
+        return found, question["metric"]
 
 
 def _show(found: dict[str, Any], screen: Screen) -> None:
@@ -293,7 +303,7 @@ def result_table(found: dict[str, Any]) -> Table:
     unit = " in %" if metric.is_share else ""
     table = Table(title=f"{metric.name}{unit} on held-out examples", title_justify="left")
     table.add_column("arm", overflow="fold")
-    for heading in ("pairs", "mean ± sd", "difference"):
+    for heading in ("pairs", "mean ± sd", "difference,\ninterval"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for number, result in enumerate(found["results"]):
@@ -322,7 +332,8 @@ def more(found: dict[str, Any], number: int) -> str:
     mean, sd, count = costs["ratio_of_seconds"]
     if mean is not None:
         spread = "" if sd is None else f" ± {sd:.2f}"
-        how = "side by side" if costs["side_by_side"] else "not side by side"
+        together = "side by side" if found["cost"]["workers"] > 1 else "one after the other"
+        how = together if costs["side_by_side"] else "the baseline's in another comparison"
         said.append(f"time {mean:.2f}{spread} of the baseline's (n = {count}, {how})")
     return f"{finding['challenger']}: {'; '.join(said)}"
 

@@ -120,3 +120,12 @@ def test_the_digest_of_weights_is_of_the_weights_alone(finished_run: Path, tmp_p
         )
         kernels[0][...] = kernels[0][...] + 1e-3
     assert weights_sha256(copy) != weights_sha256(finished_run / "mnist.h5")
+
+
+def test_a_bar_by_failures_shows_what_all_pairs_say() -> None:
+    losses = [(0.5 + a, 0.1 + b) for a, b in NOISE]
+    spoiled = pairs(*((trained(0.1, a), trained(0.1, b)) for a, b in losses))
+    spoiled[0] = Pair(0, (spoiled[0].outcomes[0], FAILED))
+    found = consider(spoiled, 1, LOSS, RULE, 40)
+    assert found.interval is not None
+    assert found.interval[0] < found.difference < found.interval[1]

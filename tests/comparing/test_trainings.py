@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from research.comparing.trainings import Ended, Task, Trainers, lock_file
+from research.comparing.trainings import Ended, Task, Trainers, cores_here, lock_file
 from research.errors import InputError, StorageError
 
 import pytest
@@ -53,9 +54,9 @@ def test_a_training_runs_as_python_runs_a_file(task: Callable[[str], Task], tmp_
         "print(len(os.sched_getaffinity(0)), sys.stdin.read())\nsys.exit(3)\n"
     )
     (tmp_path / "beside.py").write_text("value = 'beside'")
-    with Trainers(1, 1, tmp_path) as trainers:
+    with Trainers(cores_here(), 1, tmp_path) as trainers:
         trainers.start(task(text))
-        assert not trainers.has_room()
+        assert trainers.has_room() == (cores_here() > 1)
         (ended,) = all_ended(trainers, 1)
         assert trainers.has_room()
     assert (ended.status, ended.task.key, ended.whole) == (3, 0, True)
@@ -166,9 +167,20 @@ def test_trainings_end_with_the_comparison_and_hold_its_lock_until_then(
     assert lock_file(folder) is not None
 
 
-def test_code_that_ends_the_server_is_named(task: Callable[[str], Task], tmp_path: Path) -> None:
-    (tmp_path / "code" / "research" / "__init__.py").write_text("import os; os._exit(1)")
-    with Trainers(1, 1, tmp_path) as trainers:
-        trainers.start(task(""))
-        with pytest.raises(InputError, match=r"can't be imported; see .*server-code\.txt"):
-            all_ended(trainers, 1)
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_code_that_can_not_be_imported_is_named(
+    elsewhere: bool, task: Callable[[str], Task], tmp_path: Path
+) -> None:
+    library = tmp_path / "code" / "research" / "__init__.py"
+    library.write_text("import sys; sys.exit('no')" if not elsewhere else "")
+    reason = "no" if not elsewhere else "research is imported from"
+    trial = task("")
+    if elsewhere:  # a copy of the code without the library
+        trial = dataclasses.replace(trial, root=tmp_path / "empty")
+        trial.root.mkdir()
+    with (
+        Trainers(1, 1, tmp_path) as trainers,
+        pytest.raises(InputError, match=rf"can't be imported \({reason}"),
+    ):
+        trainers.start(trial)
+        all_ended(trainers, 1)

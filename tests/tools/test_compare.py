@@ -62,6 +62,12 @@ def test_an_experiment_against_itself_is_identical(
     again = json.loads((there / "verdict.json").read_text())
     assert without_times(again) == without_times(verdict)
 
+    # A lower --most-pairs forgets no pair.
+    result = run_here("research", *words[:3], "--most-pairs", "1", *words[3:])
+    assert result.status == 0 and comparison(tmp_path) == there
+    again = json.loads((there / "verdict.json").read_text())
+    assert again["findings"] == verdict["findings"]
+
     # Another figure is exploration.
     result = run_here("research", "compare", "--again", there, "--metric", "lowest loss")
     assert result.status == 0 and result.stdout.startswith("Exploration: ")
