@@ -186,7 +186,7 @@ def test_killed_comparisons_end_with_the_same_verdict(tmp_path: Path, data_file:
         process = begin(directory)
         while landed < kills and process.poll() is None:
             try:
-                process.wait(rng.uniform(0, seconds * 0.6))
+                process.wait(rng.uniform(0, seconds * 0.4))
                 break
             except subprocess.TimeoutExpired:
                 pass
