@@ -51,5 +51,9 @@ def test_without_a_verb_the_verbs_are_named(arguments: list[str], run_here: RunH
     result = run_here("research", *arguments)
     assert result.status == 2
     assert result.stderr.count("\n") == 1
-    for words in ("error: ", "evaluate, predict, verify, compare, replay, bench, board", *arguments):
+    for words in (
+        "error: ",
+        "evaluate, predict, verify, compare, replay, bench, board",
+        *arguments,
+    ):
         assert words in result.stderr

@@ -33,7 +33,7 @@ def train(
     tasks = (
         (arm, seed) for seed in range(first, first + most_pairs) for arm in comparison.order(seed)
     )
-    exhausted = False
+    exhausted, news = False, None
     while True:
         while trainers.has_room() and not exhausted:
             key = next(tasks, None)
@@ -41,15 +41,20 @@ def train(
                 exhausted = True
             elif wanted(*key) and comparison.outcome(*key) is None:
                 trainers.start(comparison.task(*key))
-        if exhausted and not trainers.running:
+        if exhausted and not trainers.running and news is None:
             return
         for ended in trainers.wait(1):
             if comparison.outcome(*ended.task.key) is None:
                 why = f"{last_words(ended)}; see {ended.task.output}, then give the command again"
                 raise StorageError(why)
             comparison.record(ended)
-            yield ended
-        yield None
+            news = ended
+        # A training whose results are there ends in a moment; its cost is to be recorded, too.
+        if any(comparison.outcome(*key) for key in trainers.running):
+            yield None
+        else:
+            yield news
+            news = None
 
 
 def last_words(ended: Ended) -> str:

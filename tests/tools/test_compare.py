@@ -44,6 +44,9 @@ def test_an_experiment_against_itself_is_identical(
     assert "identical" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80 + len(str(there))
 
+    took = verdict["cost"]["arms"][1]["ratio_of_seconds"]
+    assert took[2] == 2  # the cost of every pair that counts is known
+
     # Nothing was evaluated on the test set.
     runs = sorted(there.glob("*/seed-[01]"))
     assert len(runs) == 4
