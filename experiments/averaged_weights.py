@@ -3,7 +3,7 @@
 - Command: python experiments/averaged_weights.py
 - Duration: about 10 minutes on 2 CPU cores
 - Expect: with --epochs 1 and seed 0, test accuracy 98.4%, test loss 0.051 (reference 0.058)
-- Verdict: not judged yet
+- Verdict: better, 9 pairs, one epoch: error -0.212 points (-0.417 to -0.007)
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 - Command: python experiments/distillation.py --teacher runs/mnist_cnn/RUN/mnist.h5
 - Duration: about 13 minutes on 2 CPU cores
 - Expect: with --epochs 1, seed 0 and a teacher of 12 epochs, 98.5%, test loss 0.062
-- Verdict: not judged yet
+- Verdict: better, 7 pairs, one epoch: error -0.399 points (-0.793 to -0.004)
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 - Command: python experiments/residual.py
 - Duration: about 4 minutes on 2 CPU cores
 - Expect: 73 thousand weights; with --epochs 1 and seed 0, test accuracy 98.1%, test loss 0.060
-- Verdict: not judged yet
+- Verdict: undecided, 12 pairs, one epoch: error +2.080 points (-0.957 to +5.117)
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 - Command: python experiments/sam.py
 - Duration: about 20 minutes on 2 CPU cores
 - Expect: loss_nearby above loss; with --epochs 1 and seed 0, test accuracy 98.2%, test loss 0.059
-- Verdict: not judged yet
+- Verdict: undecided, 10 pairs, one epoch: error +0.025 points (-0.115 to +0.165)
 """
 
 from __future__ import annotations
