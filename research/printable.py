@@ -1,4 +1,4 @@
-"""Makes untrusted text, such as the name of a file, safe for a terminal."""
+"""Text for people: untrusted text made safe for a terminal, and numbers with their nouns."""
 
 from __future__ import annotations
 
@@ -10,3 +10,8 @@ def printable(text: object) -> str:
     name that are not UTF-8.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: "1 kill", "2 kills"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

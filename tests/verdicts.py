@@ -99,8 +99,6 @@ def made_up(
             "cores": 2,
             "arms": [dict(row) for _ in names],
             "training_seconds": 288.0,
-            "longest_seconds": 18.9,
-            "median_seconds": 18.0,
         },
     }
     return json.loads(json.dumps(found))

@@ -14,7 +14,7 @@ from pathlib import Path
 import research
 from research.comparing.question import Arm
 from research.errors import InputError, one_line
-from research.recording.source import git, uncommitted_changes
+from research.recording.source import commit_of, git, uncommitted_changes
 
 # The project's root, and what of the library no training imports.
 PROJECT = Path(research.__file__).parents[1]
@@ -154,12 +154,7 @@ def _check_out(commit: str, root: Path) -> None:
 
 def _commit(folder: Path) -> str | None:
     """The current commit of a folder that is the root of a git repository."""
-    if not os.path.lexists(folder / ".git"):
-        return None
-    try:
-        return git(folder, "rev-parse", "--verify", "--quiet", "HEAD").decode().strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+    return commit_of(folder / "research") if os.path.lexists(folder / ".git") else None
 
 
 def library_sha256(root: Path) -> str:

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from research.comparing.checkout import PROJECT, code_sha256, commit_named, library_sha256
+from research.comparing.checkout import PROJECT, code_sha256, library_sha256
 from research.comparing.evidence import Outcome, Pair, read_outcome
 from research.comparing.question import Declared, Metric
 from research.comparing.rule import rule_of
-from research.comparing.trainings import Ended, Task, lock_file
-from research.errors import InputError, one_line
+from research.comparing.trainings import Ended, Task
+from research.errors import InputError, StorageError, one_line
 from research.files import (
     LARGEST_JSON,
     read_regular,
@@ -30,7 +30,7 @@ from research.files import (
 )
 from research.processor import extensions
 from research.recording.environment import PACKAGES, version
-from research.recording.run_directory import CODE
+from research.recording.run_directory import CODE, lock
 
 COMPARISONS = Path("runs") / "compare"
 QUESTION = "comparison.json"
@@ -258,18 +258,20 @@ def open_comparison(path: Path) -> Comparison:
         ) from error
 
 
-def find(declared: Declared, directory: Path | None, data: str) -> Comparison | None:
+def find(
+    declared: Declared, commits: Sequence[str | None], directory: Path | None, data: str
+) -> Comparison | None:
     """The comparison that this declaration began, if all that it depends on is as it was then.
 
     Args:
         declared: what is to be compared.
+        commits: the commit that each arm names, see ``commit_named``.
         directory: where to look; None looks at all comparisons.
         data: the SHA-256 of the data.
 
     Raises:
         InputError: if the directory holds something else.
     """
-    commits = [commit_named(arm) for arm in declared.arms]
     if directory is None:
         there = list(comparisons_in(COMPARISONS))
         good = [each for each in there if not _differences(each, declared, commits, data)]
@@ -328,16 +330,23 @@ def lock_comparison(path: Path, say: Callable[[str], None]) -> int:
 
     Raises:
         InputError: if another process is at work on it.
+        StorageError: if it can't be locked.
     """
     until, told = time.monotonic() + _SECONDS_FOR_OTHERS, False
-    while (descriptor := lock_file(path)) is None:
-        if time.monotonic() > until:
-            raise InputError(f"{path}: another process is at work on it; wait for it, or stop it")
+    while True:
+        try:
+            return lock(path)
+        except BlockingIOError as error:
+            if time.monotonic() > until:
+                raise InputError(
+                    f"{path}: another process is at work on it; wait for it, or stop it"
+                ) from error
+        except OSError as error:
+            raise StorageError(f"{path}: can't be locked ({error.strerror})") from error
         if not told:
             say(f"Waiting for another process to let go of {path} ...")
             told = True
         time.sleep(0.2)
-    return descriptor
 
 
 def step_milliseconds(run: Path) -> float | None:

@@ -6,12 +6,13 @@ import dataclasses
 import hashlib
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from research.comparing.question import Metric
+from research.comparing.question import Metric, is_number
 from research.comparing.rule import Forecast, Judgement, Rule, forecast, interval, judge
+from research.data.dataset import HOLDOUT
 from research.errors import InputError, one_line
 from research.files import is_regular, open_regular, read_json, read_sealed_json, sha256
 from research.recording.start import FINISHED, NON_FINITE
@@ -88,8 +89,7 @@ def read_outcome(run: Path) -> Outcome | None:
         for name, digest in read_sealed_json(run / FINISHED)["files"].items():
             if sha256(run / name) != digest:
                 raise ValueError(f"{name} has been changed since it was written")
-        found = read_json(run / "evaluation.json")["holdout"]
-        figures = {k: float(v) for k, v in found.items() if _is_number(v)}
+        figures = numbers(read_json(run / "evaluation.json")[HOLDOUT])
         return Outcome(figures, weights_sha256(run / "mnist.h5"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
@@ -114,9 +114,9 @@ def weights_sha256(h5: Path) -> str:
     return digest.hexdigest()
 
 
-def _is_number(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value)
+def numbers(found: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers among a split's facts in evaluation.json."""
+    return {k: float(v) for k, v in found.items() if is_number(v)}
 
 
 def consider(

@@ -10,7 +10,7 @@ from typing import Any
 
 from research.comparing.question import Metric, option_names
 from research.comparing.rule import rule_of
-from research.printable import printable
+from research.printable import counted, printable
 
 PICTURE = "differences.png"
 # A longer difference of code is folded.
@@ -72,30 +72,29 @@ def sentence(found: Mapping[str, Any], number: int, markdown: bool = False) -> s
     name = _code if markdown else printable
     baseline, challenger = name(question["arms"][0]["name"]), name(finding["challenger"])
     said = f"**{verdict}**" if markdown else verdict
+    so_many = counted(pairs, "pair")
     if not pairs:
         return f"{challenger} against {baseline} is {said}: there is no pair yet."
     figure = metric.name if metric.name.isalpha() else name(metric.name)
     interval = f"{level(question)} interval {shown_interval(finding, metric)}"
     if finding["interval"] is None:
-        interval = f"no interval before {pairs_text(rule_of(question).fewest_pairs)}"
+        interval = f"no interval before {counted(rule_of(question).fewest_pairs, 'pair')}"
     evidence = f"{figure} {_compared(finding['difference'], metric)} ({interval})"
     if verdict == "identical":
-        text = (
-            f"{challenger} is {said} to {baseline}: {pairs_text(pairs)} ended with the same bits."
-        )
+        text = f"{challenger} is {said} to {baseline}: {so_many} ended with the same bits."
     elif verdict == "equivalent":
         margin = shown_difference(question["margin"], metric, sign=False)
         text = (
             f"{challenger} is {said} to {baseline}: {evidence}, within the margin of {margin}, "
-            f"{pairs_text(pairs)}."
+            f"{so_many}."
         )
     elif verdict == "undecided":
         text = (
-            f"{challenger} against {baseline} is {said} after {pairs_text(pairs)}: {evidence}. "
+            f"{challenger} against {baseline} is {said} after {so_many}: {evidence}. "
             f"{_forecast(found, number)}"
         )
     else:
-        text = f"{challenger} is {said} than {baseline}: {evidence}, {pairs_text(pairs)}."
+        text = f"{challenger} is {said} than {baseline}: {evidence}, {so_many}."
     for who, failed in zip((baseline, challenger), finding["failed"], strict=True):
         if failed:
             text += f" {_failures(failed, who, metric)}"
@@ -107,25 +106,27 @@ def shown(value: float, metric: Metric) -> str:
     return f"{_number(value, metric)}{'%' if metric.is_share else ''}"
 
 
-def shown_difference(value: float, metric: Metric, sign: bool = True) -> str:
+def shown_difference(value: float, metric: Metric, sign: bool = True, unit: bool = True) -> str:
     """A difference of the figure: in percentage points if the figure is a share.
 
     Args:
         value: the difference, in units of the figure.
         metric: the figure.
         sign: whether a positive difference has a ``+``.
+        unit: whether "points" follows.
     """
     number = _number(value, metric)
     plus = "+" if sign and float(number) > 0 else ""
-    return f"{plus}{number}{' points' if metric.is_share else ''}"
+    return f"{plus}{number}{' points' if unit and metric.is_share else ''}"
 
 
-def shown_interval(finding: Mapping[str, Any], metric: Metric) -> str:
+def shown_interval(finding: Mapping[str, Any], metric: Metric, unit: bool = True) -> str:
     """The interval of a finding in verdict.json; "none yet" as long as there is none."""
     if finding["interval"] is None:
         return "none yet"
-    low, high = (shown_difference(end, metric) for end in finding["interval"])
-    return f"{low.removesuffix(' points')} to {high}"
+    low, high = finding["interval"]
+    ends = (shown_difference(low, metric, unit=False), shown_difference(high, metric, unit=unit))
+    return " to ".join(ends)
 
 
 def duration(seconds: float) -> str:
@@ -140,11 +141,6 @@ def duration(seconds: float) -> str:
 def level(question: Mapping[str, Any]) -> str:
     """The probability of each challenger's interval: 95%, or 97.5% with two challengers."""
     return f"{100 * (1 - 1 / rule_of(question).threshold):.4g}%"
-
-
-def pairs_text(count: int) -> str:
-    """A number of pairs: 1 pair, 6 pairs."""
-    return f"{count} pair" if count == 1 else f"{count} pairs"
 
 
 def _number(value: float, metric: Metric) -> str:
@@ -168,7 +164,7 @@ def _four_digits(value: float) -> str:
 def _compared(difference: float, metric: Metric) -> str:
     """A difference in words."""
     size = shown_difference(abs(difference), metric, sign=False)
-    if float(size.removesuffix(" points")) == 0:
+    if float(_number(difference, metric)) == 0:
         return "equal on average"
     return f"{size} {'higher' if difference > 0 else 'lower'}"
 
@@ -179,7 +175,7 @@ def _forecast(found: Mapping[str, Any], number: int) -> str:
     most = max(found["question"]["most_pairs"], 4 * finding["pairs"])
     pairs, low, high = finding["pairs"], finding["still"]["low"], finding["still"]["high"]
     if low is None:
-        return f"With 80% probability a verdict takes more than {pairs_text(most)} in all."
+        return f"With 80% probability a verdict takes more than {counted(most, 'pair')} in all."
     if low <= pairs:  # the figures would decide, but for trainings that failed
         return "No forecast: the trainings that failed bar the verdict of the others."
     arms = found["cost"]["arms"]
@@ -195,7 +191,7 @@ def _forecast(found: Mapping[str, Any], number: int) -> str:
 
 def _failures(count: int, name: str, metric: Metric) -> str:
     """What trainings that became non-finite count as."""
-    trainings = "1 training" if count == 1 else f"{count} trainings"
+    trainings = counted(count, "training")
     verb = "counts" if count == 1 else "count"
     if metric.worst is None:
         value = f"the worst value so far, and {name} can't be found better or equivalent"
@@ -215,14 +211,14 @@ def _results(found: Mapping[str, Any]) -> str:
     rows = []
     for number, result in enumerate(found["results"]):
         name, failed = _code(result["name"], table=True), str(result["failed"])
-        value = _with_sd(result["mean"], result["sd"], metric, "%")
+        value = with_sd(result["mean"], result["sd"], metric, "%")
         if number == 0:
             pairs = result["n"] + result["failed"]
             rows.append([f"{name}, baseline", str(pairs), value, "", "", "", "", failed])
             continue
         finding = found["findings"][number - 1]
         pairs, correlation = finding["pairs"], finding["correlation"]
-        difference = _with_sd(finding["difference"], finding["sd"], metric, " points")
+        difference = with_sd(finding["difference"], finding["sd"], metric, " points")
         plus = "+" if (finding["difference"] or 0) > 0 else ""
         tied = f", {finding['tied']} tied" if finding["tied"] else ""
         rows.append(
@@ -246,7 +242,14 @@ def _results(found: Mapping[str, Any]) -> str:
     return f"{_table(heading, rows)}\n\n{explained}"
 
 
-def _with_sd(mean: float | None, sd: float | None, metric: Metric, unit: str) -> str:
+def with_sd(mean: float | None, sd: float | None, metric: Metric, unit: str = "") -> str:
+    """Mean ± standard deviation of the figure, as far as they are known.
+
+    Args:
+        mean, sd: in units of the figure.
+        metric: the figure.
+        unit: what follows if the figure is a share.
+    """
     if mean is None:
         return ""
     spread = "" if sd is None else f" ± {_number(sd, metric)}"
@@ -417,7 +420,7 @@ def _took(found: Mapping[str, Any]) -> str:
     extension = "" if highest is None else f", up to {highest.upper().replace('_', '-')}"
     packages = [f"{k} {v}" for k, v in question["packages"].items() if v is not None]
     variables = [_code(f"{k}={v}") for k, v in question["variables"].items()]
-    threads = "1 thread" if question["threads"] == 1 else f"{question['threads']} threads"
+    threads = counted(question["threads"], "thread")
     items = [
         f"Trainings: {duration(seconds)} of this comparison's own, added up; {workers} at a time, "
         f"{threads} each",

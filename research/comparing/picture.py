@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from research.comparing.evidence import values_of
-from research.comparing.page import level, pairs_text, shown_difference, shown_interval
+from research.comparing.page import level, shown_difference, shown_interval
 from research.comparing.question import Metric
 from research.comparing.report import pairs_of
 from research.comparing.rule import Rule, intervals, rule_of
-from research.printable import printable
+from research.printable import counted, printable
 from research.recording.figures import GRID, INK
 
 import numpy as np
@@ -92,7 +92,7 @@ def _panel(axes: Axes, found: Mapping[str, Any], number: int) -> None:
         axes.plot([n, n], band[-1], color=_LINE, linewidth=3, solid_capstyle="butt")
         axes.plot(
             *(n, mean[-1], "D"), color=_LINE, markersize=10, markeredgecolor="white", zorder=3,
-            label=f"{finding['verdict']} after {pairs_text(n)}",
+            label=f"{finding['verdict']} after {counted(n, 'pair')}",
         )  # fmt: skip
         axes.plot(
             *(pairs[there], differences[there], "o"), color=_DOTS, markersize=5.5, zorder=4,
@@ -121,7 +121,7 @@ def _label(axes: Axes, found: Mapping[str, Any], number: int, metric: Metric) ->
     if finding["interval"] is not None:
         values += f", {level(question)} interval {shown_interval(finding, metric)}"
     elif n < fewest:
-        values += f"; there is an interval from {pairs_text(fewest)} on"
+        values += f"; there is an interval from {counted(fewest, 'pair')} on"
     for y, text, weight in ((1.27, title, "bold"), (1.16, values, "normal")):
         axes.text(
             *(-0.1, y, text), transform=axes.transAxes, fontsize=10, weight=weight, color=INK,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from research.comparing.checkout import Code, code_sha256, commit_named, copy_code, library_sha256
+from research.comparing.checkout import Code, code_sha256, copy_code, library_sha256
 from research.comparing.comparison import (
     COMPARISONS,
     QUESTION,
@@ -26,6 +26,7 @@ from research.comparing.comparison import (
     json_lines,
     step_milliseconds,
 )
+from research.comparing.evidence import numbers
 from research.comparing.pairs import last_words
 from research.comparing.question import (
     Arm,
@@ -169,7 +170,8 @@ class Plan:
                 }
             )
         libraries = {code.root.name: library_sha256(code.root) for code in self.codes}
-        facts = self.question | describe_machine()
+        machine = describe_machine()
+        facts = self.question | machine
         named = [
             [value for value in trial.config.values() if isinstance(value, str)]
             for trial in self.trials
@@ -185,7 +187,7 @@ class Plan:
             "files": files_sha256(named[0]),
             "file": Path(abouts[0]["file"]).name,
             "threads": self.declared.threads,
-            "machine": describe_machine(),
+            "machine": machine,
         }
         digest = hashlib.sha256(json.dumps(baseline, sort_keys=True).encode()).hexdigest()
         return facts | {
@@ -218,15 +220,27 @@ def read_data(declared: Declared, say: Callable[[str], None]) -> Dataset:
 
 @contextlib.contextmanager
 def plan(
-    declared: Declared, data: Dataset, workers: int, say: Callable[[str], None]
+    declared: Declared,
+    commits: Sequence[str | None],
+    training_examples: int,
+    data_sha256: str,
+    workers: int,
+    say: Callable[[str], None],
 ) -> Iterator[Plan]:
     """Tries every arm for a few steps, in a temporary folder, before anything is written.
+
+    Args:
+        declared: what is to be compared.
+        commits: the commit that each arm names, see ``commit_named``.
+        training_examples: number of examples in the training split, with those to hold out.
+        data_sha256: identifies the data.
+        workers: number of trainings at a time.
+        say: is called with a line about what is being done.
 
     Raises:
         InputError: if an arm can't be trained or does not evaluate the figure.
     """
     arms = declared.arms
-    commits = [commit_named(arm) for arm in arms]
     held_out = option_number(declared.options, "holdout") or 0
     with tempfile.TemporaryDirectory(prefix="research-compare-") as temporary:
         folder = Path(temporary) / CODE
@@ -239,8 +253,8 @@ def plan(
         for arm, trial in zip(arms, trials, strict=True):
             _require_figure(arm, trial, declared.metric)
             _require_comparable(arm, trial.config, trials[0].config)
-        examples = len(data.train) - held_out
-        yield Plan(declared, codes, folder, trials, held_out, examples, data.sha256())
+        examples = training_examples - held_out
+        yield Plan(declared, codes, folder, trials, held_out, examples, data_sha256)
 
 
 def _require_comparable(arm: Arm, config: Mapping[str, Any], first: Mapping[str, Any]) -> None:
@@ -326,7 +340,7 @@ def _read_trial(run: Path, seconds: float, scale: float) -> Trial:
     validating = _validation_seconds(run)
     besides = max(0.0, seconds - steps * step - sum(validating))
     one = scale * min(validating, default=0.0)
-    figures = tuple(k for k, v in facts[HOLDOUT].items() if isinstance(v, (int, float)))
+    figures = tuple(numbers(facts[HOLDOUT]))
     return Trial(code_sha256(run / CODE) or {}, figures, config, step, one, besides)
 
 

@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from research.errors import InputError
 
@@ -88,9 +88,13 @@ class Metric:
     def of(self, figures: dict[str, Any]) -> float | None:
         """This figure among those of a split in evaluation.json; None if it is not there."""
         value = 1 - figures["accuracy"] if self.name == ERROR else figures.get(self.name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return None
-        return float(value) if math.isfinite(value) else None
+        return float(value) if is_number(value) else None
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value from JSON is a finite number."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value)
 
 
 def parse_margin(text: str | None, metric: Metric) -> float | None:
@@ -256,32 +260,6 @@ class Declared:
             "first_seed": self.first_seed,
             "threads": self.threads,
         }
-
-
-def declare(
-    arms: Sequence[Arm],
-    options: Sequence[str],
-    metric: str,
-    margin: str | None,
-    alpha: float,
-    first_seed: int,
-    threads: int,
-) -> Declared:
-    """What the command line declares.
-
-    Raises:
-        InputError: if a value is impossible.
-    """
-    figure = Metric.parse(metric)
-    return Declared(
-        arms=tuple(arms),
-        options=with_held_out(options),
-        metric=figure,
-        margin=parse_margin(margin, figure),
-        alpha=alpha,
-        first_seed=first_seed,
-        threads=threads,
-    )
 
 
 def option_value(options: Sequence[str], name: str) -> str | None:

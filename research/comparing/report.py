@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
-import os
 import shlex
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from research.comparing.comparison import Comparison, Cost
 from research.comparing.evidence import Finding, Outcome, Pair, consider, mean_and_sd
 from research.comparing.question import Metric
 from research.comparing.rule import Rule
+from research.comparing.trainings import cores_here
 from research.errors import InputError, one_line
 from research.files import read_json
 from research.recording.run_directory import CODE
@@ -123,11 +123,9 @@ def cost(costs: Mapping[tuple[int, int], Cost], arms: int, workers: int) -> dict
     seconds = [c.seconds for c in costs.values() if c.here]
     return {
         "workers": workers,
-        "cores": os.cpu_count(),
+        "cores": cores_here(),
         "arms": found,
         "training_seconds": sum(seconds),
-        "longest_seconds": max(seconds, default=None),
-        "median_seconds": statistics.median(seconds) if seconds else None,
     }
 
 
@@ -156,6 +154,7 @@ def again(comparison: Comparison, most_pairs: int) -> str:
     return shlex.join([*words, "--", *fields["options"]])
 
 
+@functools.cache  # neither copy of the code changes
 def code_difference(comparison: Comparison, challenger: int) -> str:
     """The difference of the experiments' files, and of the library if it is of another commit."""
     folder = comparison.path / CODE

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import select
@@ -18,6 +17,7 @@ from typing import IO, Any
 
 from research.comparing import serve
 from research.errors import InputError, StorageError
+from research.recording.environment import cores
 
 # A training that was killed so often in a row is not repeated any more.
 MOST_KILLS = 5
@@ -100,9 +100,7 @@ class Trainers:
         return waiting | {each.task.key: now - each.begun for each in self._running.values()}
 
     def has_room(self) -> bool:
-        """Whether another training can start."""
-        while self._again and self._has_place():
-            self.start(self._again.pop(0))
+        """Whether another training can start; those that were killed come first."""
         return not self._again and self._has_place()
 
     def _has_place(self) -> bool:
@@ -136,12 +134,17 @@ class Trainers:
         )
 
     def wait(self, seconds: float) -> list[Ended]:
-        """The trainings that have ended, after at most so many seconds.
+        """Resumes trainings that were killed, and waits for at most so many seconds.
+
+        Returns:
+            The trainings that have ended.
 
         Raises:
             InputError: if a version of the code can't be imported.
             StorageError: if a training was killed ``MOST_KILLS`` times.
         """
+        while self._again and self._has_place():
+            self.start(self._again.pop(0))
         by_stream = {server.answers: server for server in self._servers.values()}
         if not by_stream:
             time.sleep(seconds)
@@ -272,16 +275,13 @@ def thread_variables(threads: int) -> dict[str, str]:
 
 def _cores(place: int, workers: int, threads: int) -> list[int]:
     """The cores of a worker; none, which lets the system choose, unless workers need them all."""
-    if not hasattr(os, "sched_getaffinity"):
-        return []
-    cores = sorted(os.sched_getaffinity(0))
-    all_of_them = workers * threads == len(cores)
-    return cores[place * threads : (place + 1) * threads] if all_of_them else []
+    all_of_them = workers * threads == len(cores())
+    return cores()[place * threads : (place + 1) * threads] if all_of_them else []
 
 
 def cores_here() -> int:
     """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(cores()) or os.cpu_count() or 1
 
 
 def _lives(pid: int) -> bool:
@@ -292,24 +292,3 @@ def _lives(pid: int) -> bool:
     except PermissionError:
         return False  # the number belongs to another user's process by now
     return True
-
-
-def lock_file(path: Path) -> int | None:
-    """A descriptor with an exclusive lock on a directory; None if another process has it.
-
-    Raises:
-        StorageError: if it can't be locked.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise StorageError(f"{path}: can't be opened ({error.strerror})") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except OSError as error:
-        os.close(descriptor)
-        raise StorageError(f"{path}: can't be locked ({error.strerror})") from error
-    return descriptor

@@ -35,9 +35,7 @@ def describe_environment(source: Path, uncommitted: bytes) -> dict[str, Any]:
         "packages": {name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": len(cores()) or os.cpu_count(),
         "devices": [device.name for device in tf.config.list_logical_devices()],
         "threads": {
             "inter_op": tf.config.threading.get_inter_op_parallelism_threads(),
@@ -97,6 +95,11 @@ _SHORT.maxstring = _SHORT.maxother = 100
 def _unicode(text: str) -> str:
     """The text, with lone surrogates (bytes that are not UTF-8) written as escapes."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def cores() -> list[int]:
+    """The numbers of the cores that this process may use; empty where the system does not say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def version(package: str) -> str | None:

@@ -73,7 +73,7 @@ def lock_directory(path: Path) -> RunDirectory:
         InputError: if another process has locked it, or it can't be locked.
     """
     try:
-        return RunDirectory(path, _lock(path))
+        return RunDirectory(path, lock(path))
     except BlockingIOError:
         reason = "another process is at work on it; wait for it, or stop it"
     except OSError as error:
@@ -107,7 +107,7 @@ def create_directory(
         new = path.with_name(f"{_NEW}{uuid.uuid4().hex}")
         made.insert(0, new)
         new.mkdir()
-        descriptor = _lock(new)
+        descriptor = lock(new)
     except OSError as error:
         _remove_empty(made)
         raise InputError(f"{path}: can't be created ({error.strerror})") from error
@@ -182,8 +182,8 @@ def write_command(folder: Path, command: list[str]) -> None:
         file.write(shlex.join(command) + "\n")
 
 
-def _lock(path: Path) -> int:
-    """A descriptor with an exclusive lock on a directory.
+def lock(path: Path) -> int:
+    """A descriptor with an exclusive lock on a directory, until every copy of it is closed.
 
     Raises:
         BlockingIOError: if another process has locked it.
@@ -227,7 +227,7 @@ def _remove_abandoned(folder: Path) -> None:
         with contextlib.suppress(OSError):
             age = time.time() - path.stat().st_mtime
             if age > _SECONDS_UNTIL_ABANDONED:
-                descriptor = _lock(path)
+                descriptor = lock(path)
                 shutil.rmtree(path, ignore_errors=True)
                 os.close(descriptor)
 

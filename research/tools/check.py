@@ -12,8 +12,3 @@ class Check:
     name: str
     holds: bool
     found: str = ""
-
-
-def counted(number: int, noun: str) -> str:
-    """A number and its noun: "1 kill", "2 kills"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

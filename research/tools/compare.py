@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+from research.comparing.checkout import commit_named
 from research.comparing.comparison import Comparison, find, lock_comparison
 from research.comparing.page import (
     duration,
@@ -19,20 +20,28 @@ from research.comparing.page import (
     shown,
     shown_difference,
     shown_interval,
+    with_sd,
 )
 from research.comparing.pairs import train
 from research.comparing.picture import draw
 from research.comparing.planning import Plan, plan, read_data
-from research.comparing.question import ERROR, Metric, declare, parse_arms, parse_margin
+from research.comparing.question import (
+    ERROR,
+    Declared,
+    Metric,
+    parse_arms,
+    parse_margin,
+    with_held_out,
+)
 from research.comparing.report import again, judged, pairs_of, read_verdict, verdict
 from research.comparing.rule import rule_of, smallest_difference
 from research.comparing.trainings import Trainers, cores_here
 from research.config import require
 from research.errors import InputError
 from research.files import replaced_atomically, storage_errors, write_json
+from research.printable import counted
 from research.recording.screen import Screen
 from research.signals import StopRequest
-from research.tools.check import counted
 
 import tensorflow as tf
 import tyro
@@ -109,15 +118,23 @@ class Compare:
             self._judge_again(screen)
             return
         arms = parse_arms(self.arms, self.options)
-        declared = declare(
-            *(arms, self.options, self.metric or ERROR, self.margin, self.alpha),
-            *(self.first_seed, self.threads),
+        commits = [commit_named(arm) for arm in arms]
+        metric = Metric.parse(self.metric or ERROR)
+        declared = Declared(
+            arms=tuple(arms),
+            options=with_held_out(self.options),
+            metric=metric,
+            margin=parse_margin(self.margin, metric),
+            alpha=self.alpha,
+            first_seed=self.first_seed,
+            threads=self.threads,
         )
         workers = self.workers or trainings_at_a_time(self.threads)
         data = read_data(declared, say)
-        there = find(declared, self.directory, data.sha256())
+        digest = data.sha256()
+        there = find(declared, commits, self.directory, digest)
         if there is None or self.cost:
-            with plan(declared, data, workers, say) as planned:
+            with plan(declared, commits, len(data.train), digest, workers, say) as planned:
                 (screen.say if self.cost else say)(cost_text(planned, workers, self.most_pairs))
                 if self.cost:
                     return
@@ -156,7 +173,7 @@ class Compare:
                         write_json(there.path / "verdict.json", found)
                     left = time_left(there, found, trainers, most)
                     if live is not None:
-                        live.update(live_table(there, found, trainers, left, most))
+                        live.update(live_table(there, found, trainers, left))
                     elif len(found["pairs"]) > told and found["pairs"]:
                         say(_line(there, found, left))
                     told = len(found["pairs"])
@@ -247,31 +264,27 @@ def trainings_at_a_time(threads: int) -> int:
 def cost_text(plan: Plan, workers: int, most_pairs: int) -> str:
     """What a comparison costs at most, and what it can show, in lines for the screen."""
     rule = rule_of(plan.question)
-    fewest = rule.fewest_pairs
-    most = max(most_pairs, fewest)
+    counts = list(dict.fromkeys([rule.fewest_pairs, max(most_pairs, rule.fewest_pairs)]))
 
     def row(what: str, epochs: float | None) -> str:
         seconds = [trial.seconds(plan.examples, epochs) for trial in plan.trials]
-        pair = sum(seconds) / min(workers, len(seconds))
-        times = [duration(n * sum(seconds) / workers) for n in (fewest, most)]
-        return f"  {what:<22}{duration(pair):>10}{times[0]:>12}{times[1]:>12}"
+        times = [sum(seconds) / min(workers, len(seconds))]
+        times += [n * sum(seconds) / workers for n in counts]
+        return f"  {what:<22}" + "".join(f"{duration(each):>12}" for each in times)
 
     own = plan.trials[0].config["epochs"]
-    lines = [
-        f"  {'':<22}{'a pair':>10}{f'{fewest} pairs':>12}{f'{most} pairs':>12}",
-        row(f"{own:g} epochs", None),
-    ]
+    headings = "".join(f"{heading:>12}" for heading in ("a pair", *(f"{n} pairs" for n in counts)))
+    lines = [f"  {'':<22}{headings}", row(f"{own:g} epochs", None)]
     shorter = [e for e in (1.5, 0.5) if e < own]
     if shorter and not any("epochs" in word for word in plan.declared.options):
         lines.append(row(f"-- --epochs {shorter[0]:g}", shorter[0]))
-    few, many = (smallest_difference(n, rule) for n in (fewest, most))
+    can_show = ", ".join(f"{n} pairs: {smallest_difference(n, rule):.1f}" for n in counts)
     return "\n".join(
         [
             "What it costs at most, by the trial:",
             *lines,
-            f"{fewest} pairs show a difference of {few:.1f} standard deviations of the paired "
-            f"differences, {most} pairs one of {many:.1f}. Ctrl-C stops at any time; the same "
-            "command goes on.",
+            "The smallest difference that so many pairs can show, in standard deviations of the "
+            f"paired differences: {can_show}. Ctrl-C stops at any time; the same command goes on.",
         ]
     )
 
@@ -315,8 +328,8 @@ def result_table(found: dict[str, Any]) -> Table:
         finding = found["findings"][number - 1]
         difference, word = finding["difference"], finding["verdict"]
         if difference is not None:
-            interval = shown_interval(finding, metric).removesuffix(" points")
-            row += [f"{shown_difference(difference, metric).removesuffix(' points')}\n{interval}"]
+            interval = shown_interval(finding, metric, unit=False)
+            row += [f"{shown_difference(difference, metric, unit=False)}\n{interval}"]
         else:
             row += [""]
         table.add_row(*row, Text(word, _STYLES.get(word, "")))
@@ -344,9 +357,8 @@ _STYLES = {"better": "bold green", "worse": "bold red", "undecided": "yellow"}
 def _mean(result: dict[str, Any], metric: Metric) -> str:
     if result["mean"] is None:
         return f"{result['failed']} failed" if result["failed"] else ""
-    values = [result["mean"], *([] if result["sd"] is None else [result["sd"]])]
     failed = f"\n{result['failed']} failed" if result["failed"] else ""
-    return " ± ".join(shown(value, metric).removesuffix("%") for value in values) + failed
+    return with_sd(result["mean"], result["sd"], metric) + failed
 
 
 @contextlib.contextmanager
@@ -364,7 +376,6 @@ def live_table(
     found: dict[str, Any],
     trainers: Trainers,
     left: tuple[float, float],
-    most_pairs: int,
 ) -> Group:
     """The verdict so far, what is being trained, and the time that it may still take."""
     running = [

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from research.config import Config
+from research.printable import counted
 from research.recording.checkpoints import checkpoint_paths, step_of
 from research.signals import SIGNALS
-from research.tools.check import Check, counted
+from research.tools.check import Check
 
 import numpy as np
 from safetensors import safe_open

@@ -13,7 +13,8 @@ from research.config import Config, parse
 from research.data.batches import Plan
 from research.data.dataset import Split, hold_out
 from research.errors import InputError, one_line
-from research.tools.check import Check, counted
+from research.printable import counted
+from research.tools.check import Check
 from research.tools.load_experiment import load_experiment
 from research.training.strategy import make_strategy
 from research.training.train import INPUT_SECONDS, Report, Unreported, train

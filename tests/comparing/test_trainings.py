@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from research.comparing.trainings import Ended, Task, Trainers, cores_here, lock_file
+from research.comparing.trainings import Ended, Task, Trainers, cores_here
 from research.errors import InputError, StorageError
+from research.recording.run_directory import lock
 
 import pytest
 
@@ -112,7 +113,6 @@ def test_a_training_that_was_killed_is_resumed(
         trainers.start(task(RESUMABLE.format(number)))
         found: list[Ended] = []
         while not found:
-            trainers.has_room()
             found = trainers.wait(0.2)
     assert (found[0].status, found[0].whole) == (0, False)
 
@@ -127,7 +127,6 @@ def test_a_training_that_is_always_killed_is_given_up(
     ):
         trainers.start(task(always))
         while trainers.running:
-            trainers.has_room()
             trainers.wait(0.2)
 
 
@@ -145,7 +144,6 @@ def test_trainings_of_a_server_that_is_killed_stop_and_are_repeated(
         found: list[Ended] = []
         until = time.monotonic() + 60
         while len(found) < 2 and time.monotonic() < until:
-            trainers.has_room()
             found += trainers.wait(0.2)
         assert sorted((e.task.key, e.status) for e in found) == [(0, 0), (1, 0)]
         assert not any(map(lives, pids))
@@ -156,15 +154,15 @@ def test_trainings_end_with_the_comparison_and_hold_its_lock_until_then(
 ) -> None:
     folder = tmp_path / "locked"
     folder.mkdir()
-    lock = lock_file(folder)
-    assert lock is not None
-    with Trainers(1, 1, tmp_path, lock) as trainers:
+    held = lock(folder)
+    with Trainers(1, 1, tmp_path, held) as trainers:
         trainers.start(task(SLEEPING.format(str(tmp_path / "pid"))))
         pid = int(wait_for(tmp_path / "pid"))
-        os.close(lock)
-        assert lock_file(folder) is None
+        os.close(held)
+        with pytest.raises(BlockingIOError):
+            lock(folder)
     assert not lives(pid)
-    assert lock_file(folder) is not None
+    os.close(lock(folder))
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
