@@ -13,7 +13,7 @@ import time
 
 from research.processor import use_onednn
 from research.stderr import (
-    import_tensorflow_quietly,
+    QuietTensorFlow,
     occupy_standard_descriptors,
     show_error,
 )
@@ -38,4 +38,5 @@ def _choose_temporary_directory() -> None:
 occupy_standard_descriptors()  # before any file is opened
 _choose_temporary_directory()
 use_onednn()
-import_tensorflow_quietly()
+if "tensorflow" not in sys.modules:
+    sys.meta_path.insert(0, QuietTensorFlow())

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import sys
 
 from research.config import parse_errors_in_one_line, require_working_directory
 from research.errors import InputError, NonFiniteError, StorageError, one_line
-from research.recording.screen import Screen
+from research.screen import Screen
 from research.stderr import show_error
-from research.tools.bench import Bench
-from research.tools.board import Board
-from research.tools.compare import Compare
-from research.tools.evaluate import Evaluate
-from research.tools.predict import Predict
-from research.tools.replay import Replay
-from research.tools.verify import Verify
+from research.verbs import Compare, Verb, Verify
 
 import tyro
 
@@ -33,8 +28,8 @@ def main() -> None:
         try:
             with parse_errors_in_one_line():
                 words, options = divide(sys.argv[1:])
-                verb: Evaluate | Predict | Verify | Compare | Replay | Bench | Board = tyro.cli(
-                    Evaluate | Predict | Verify | Compare | Replay | Bench | Board,
+                verb: Verb = tyro.cli(
+                    Verb,
                     args=words,
                     prog="python -m research",
                     description="Work on an experiment, or on what it has trained.",
@@ -42,7 +37,7 @@ def main() -> None:
                 if isinstance(verb, Verify | Compare):
                     verb = dataclasses.replace(verb, options=options)
             require_working_directory()
-            status = 1 if verb.run(screen) is False else 0
+            status = 1 if run(verb, screen) is False else 0
         except (InputError, NonFiniteError) as error:
             status, message = 2, one_line(error)
             if sys.argv[1:2] in WITH_OPTIONS and message.startswith("Unrecognized options"):
@@ -59,6 +54,16 @@ def main() -> None:
     if message:
         show_error(f"error: {message}")
     sys.exit(status)
+
+
+def run(verb: Verb, screen: Screen) -> bool | None:
+    """Runs a verb; returns False if it reports a failure.
+
+    The module that does it is imported here, and not for ``--help``: TensorFlow takes seconds.
+    """
+    tool = importlib.import_module(f"research.tools.{type(verb).__name__.lower()}")
+    done: bool | None = tool.run(verb, screen)
+    return done
 
 
 def divide(words: list[str]) -> tuple[list[str], tuple[str, ...]]:

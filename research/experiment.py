@@ -22,16 +22,17 @@ from research.data.formats import read_dataset
 from research.data.mnist import load_mnist
 from research.errors import InputError, NonFiniteError, StorageError, in_few_lines, one_line
 from research.loop import Interrupted, Training, loop
+from research.recording.progress import TrainingProgress
 from research.recording.replay_bundle import write_replay_bundle
 from research.recording.run import Run, begin
 from research.recording.run_directory import lock_directory, refuse_existing
-from research.recording.screen import Screen, TrainingProgress
 from research.recording.start import find_start
 from research.recording.tensorboard import EMBEDDED
 from research.recording.wall_time import StartUp
 from research.results.evaluation import Validation, embed, validate
 from research.results.export import check_exportable, export_h5
 from research.results.selection import rank_by
+from research.screen import Screen
 from research.signals import SIGNALS, StopRequest
 from research.stderr import show_error
 from research.training.profiler import Profile

@@ -8,8 +8,8 @@ from typing import Any
 from research.config import Config
 from research.data.batches import Plan
 from research.data.dataset import Split
+from research.recording.progress import TrainingProgress
 from research.recording.run import Run
-from research.recording.screen import TrainingProgress
 from research.recording.wall_time import WallTime
 from research.results.evaluation import Validation
 from research.results.selection import own, rank_by, waited

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import importlib.abc
+import importlib.util
 import os
 import re
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 # The beginnings of lines by TensorFlow's and absl's loggers, below the severity "fatal", and of
 # their continuation lines.
@@ -28,7 +32,9 @@ _CHATTER = re.compile(
     rb"|\s+\[\[\{\{(function_)?node "
 )
 _SECONDS_BETWEEN_LOOKS = 0.2
+# What TensorFlow's import wrote, until a DivertedStderr takes it; and the one that is entered.
 _imported_with = b""
+_diverted: DivertedStderr | None = None
 
 
 def occupy_standard_descriptors() -> None:
@@ -64,6 +70,7 @@ class DivertedStderr:
         self._pending = b""
 
     def __enter__(self) -> DivertedStderr:
+        global _diverted  # noqa: PLW0603
         _flush()
         self._screen = os.dup(2)
         with tempfile.NamedTemporaryFile(prefix="research-") as file:  # stays open without a name
@@ -74,9 +81,12 @@ class DivertedStderr:
             faulthandler.enable(self._screen)
         self._thread = threading.Thread(target=self._show_until_closing, daemon=True)
         self._thread.start()
+        _diverted = self
         return self
 
     def __exit__(self, *error: object) -> None:
+        global _diverted  # noqa: PLW0603
+        _diverted = None
         _flush()
         os.dup2(self._screen, 2)
         self._closing.set()
@@ -104,8 +114,12 @@ class DivertedStderr:
 
     def write(self, line: str) -> None:
         """Writes a line to the file, not to the screen."""
+        self.keep(line.encode("utf-8", "backslashreplace") + b"\n")
+
+    def keep(self, content: bytes) -> None:
+        """Writes content to the file, not to the screen."""
         with self._lock:
-            self._write_own(line.encode("utf-8", "backslashreplace") + b"\n")
+            self._write_own(content)
 
     def _open(self, path: Path, content: bytes) -> None:
         """Opens a file for standard error, for our own lines, and for reading both back."""
@@ -153,14 +167,39 @@ class DivertedStderr:
             self._show_new()
 
 
-def import_tensorflow_quietly() -> None:
-    """Imports TensorFlow; the first ``DivertedStderr`` gets the messages of the import."""
+class QuietTensorFlow(importlib.abc.MetaPathFinder):
+    """On ``sys.meta_path``: keeps the messages of TensorFlow's import off the screen.
+
+    The first ``DivertedStderr`` gets them, or the one that is entered during the import. TensorFlow
+    itself is imported when a module first asks for it, since that takes seconds.
+    """
+
+    def find_spec(
+        self, fullname: str, path: object = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Finds TensorFlow, once, with a loader that imports it quietly."""
+        if fullname != "tensorflow":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_quietly(module: ModuleType) -> None:
+                with _keeping_messages():
+                    execute(module)
+
+            spec.loader.exec_module = execute_quietly  # type: ignore[method-assign]
+        return spec
+
+
+@contextlib.contextmanager
+def _keeping_messages() -> Iterator[None]:
+    """Keeps what TensorFlow's import writes to standard error for the log."""
     global _imported_with  # noqa: PLW0603
-    if "tensorflow" in sys.modules:
-        return
     _flush()
     with tempfile.TemporaryFile("w+b") as file:
-        screen = os.dup(2)
+        before = os.dup(2)
         os.dup2(file.fileno(), 2)
         # Keras imports matplotlib.pyplot for the galleries of keras.visualization, which takes a
         # sixth of the time. Without it these galleries report it as missing.
@@ -168,17 +207,20 @@ def import_tensorflow_quietly() -> None:
         if without_pyplot:
             sys.modules["matplotlib.pyplot"] = None  # type: ignore[assignment]
         try:
-            import tensorflow  # noqa: F401
+            yield
         except KeyboardInterrupt:
             sys.exit(130)
         finally:
             if without_pyplot:
                 del sys.modules["matplotlib.pyplot"]
             _flush()
-            os.dup2(screen, 2)
-            os.close(screen)
+            os.dup2(before, 2)
+            os.close(before)
             file.seek(0)
-            _imported_with = file.read()
+            if _diverted is None:
+                _imported_with = file.read()
+            else:
+                _diverted.keep(file.read())
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 from research.data.dataset import Dataset
 from research.experiment import Experiment
 from research.recording.checkpoints import checkpoint_paths
-from research.recording.screen import TrainingProgress
+from research.recording.progress import TrainingProgress
 from research.recording.tensorboard import TensorBoardWriter
 from research.results import evaluation
 from research.signals import SIGNALS

@@ -16,10 +16,11 @@ from research.data.batches import Plan
 from research.data.dataset import Dataset
 from research.experiment import Experiment
 from research.loop import Training
+from research.recording.progress import TrainingProgress
 from research.recording.run import Run, begin
-from research.recording.screen import Screen, TrainingProgress
 from research.recording.start import find_start
 from research.results.evaluation import evaluate
+from research.screen import Screen
 from research.signals import StopRequest
 from research.tools.mean_and_spread import mean_and_spread
 from research.training.state import State

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import signal
 import socket
@@ -11,14 +10,12 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
-from research.config import require
 from research.errors import InputError, one_line
-from research.recording.screen import Screen
+from research.screen import Screen
 from research.stderr import silenced_stderr
+from research.verbs import Board
 
-import tyro
 from tensorboard import default, program
 from tensorboard.data import server_ingester
 
@@ -26,49 +23,35 @@ from tensorboard.data import server_ingester
 SAMPLES = "scalars=5000,images=50,histograms=100,pr_curves=50,text=100"
 
 
-@dataclasses.dataclass(frozen=True)
-class Board:
-    """Start TensorBoard on runs, and print its address. Ctrl-C ends it."""
+def run(asked: Board, screen: Screen) -> None:
+    """Serves until it is interrupted.
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Run directories, or directories of runs. Default: all below runs/."""
-    host: str = "localhost"
-    """The address to listen on; 0.0.0.0 lets other machines connect."""
-    port: int | None = None
-    """Default: 6006, or the next free port; 0 takes any free port."""
-
-    def __post_init__(self) -> None:
-        require("port", self.port, 0 <= (self.port or 0) < 65536, "give 0 to 65535")
-
-    def run(self, screen: Screen) -> None:
-        """Serves until it is interrupted.
-
-        Raises:
-            InputError: if a path holds no run, or the host or port can't be used.
-        """
-        for path in self.runs or (Path("runs"),):
-            if not os.path.isdir(path) or next(path.rglob("events.out.tfevents.*"), None) is None:
-                raise InputError(
-                    f"{path}: holds no run; name a run directory, or train one first: "
-                    "python experiments/mnist_cnn.py --epochs 1"
-                )
-        with _log_directory(self.runs) as folder:
-            board = program.TensorBoard(default.get_plugins())
-            options = ["--logdir", str(folder), "--host", self.host]
-            options += ["--samples_per_plugin", SAMPLES, "--load_fast", _fast_reader()]
-            options += [] if self.port is None else ["--port", str(self.port)]
-            board.configure(["tensorboard", *options])
-            _require_listenable(self.host)
-            try:
-                address = board.launch()
-            except (program.TensorBoardServerException, OSError) as error:
-                where = f"--host {self.host}" if self.port is None else f"--port {self.port}"
-                raise InputError(f"{where}: {one_line(error)}; give another") from error
-            screen.say(f"TensorBoard is at {address} (Ctrl-C ends it)")
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-            # The viewer of profiles logs every request to standard error.
-            with contextlib.suppress(KeyboardInterrupt), silenced_stderr():
-                threading.Event().wait()
+    Raises:
+        InputError: if a path holds no run, or the host or port can't be used.
+    """
+    for path in asked.runs or (Path("runs"),):
+        if not os.path.isdir(path) or next(path.rglob("events.out.tfevents.*"), None) is None:
+            raise InputError(
+                f"{path}: holds no run; name a run directory, or train one first: "
+                "python experiments/mnist_cnn.py --epochs 1"
+            )
+    with _log_directory(asked.runs) as folder:
+        board = program.TensorBoard(default.get_plugins())
+        options = ["--logdir", str(folder), "--host", asked.host]
+        options += ["--samples_per_plugin", SAMPLES, "--load_fast", _fast_reader()]
+        options += [] if asked.port is None else ["--port", str(asked.port)]
+        board.configure(["tensorboard", *options])
+        _require_listenable(asked.host)
+        try:
+            address = board.launch()
+        except (program.TensorBoardServerException, OSError) as error:
+            where = f"--host {asked.host}" if asked.port is None else f"--port {asked.port}"
+            raise InputError(f"{where}: {one_line(error)}; give another") from error
+        screen.say(f"TensorBoard is at {address} (Ctrl-C ends it)")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # The viewer of profiles logs every request to standard error.
+        with contextlib.suppress(KeyboardInterrupt), silenced_stderr():
+            threading.Event().wait()
 
 
 def _require_listenable(host: str) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from research.comparing.checkout import commit_named
 from research.comparing.comparison import Comparison, find, lock_comparison
@@ -36,15 +34,14 @@ from research.comparing.question import (
 from research.comparing.report import again, judged, pairs_of, read_verdict, verdict
 from research.comparing.rule import rule_of, smallest_difference
 from research.comparing.trainings import Trainers, cores_here
-from research.config import require
 from research.errors import InputError
 from research.files import replaced_atomically, storage_errors, write_json
 from research.printable import counted
-from research.recording.screen import Screen
+from research.screen import Screen
 from research.signals import StopRequest
+from research.verbs import Compare
 
 import tensorflow as tf
-import tyro
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
@@ -53,196 +50,147 @@ from rich.text import Text
 _SECONDS_BETWEEN_DRAWINGS = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Compare:
-    """Judge whether a change was worth it: train arms in pairs until there is a verdict.
+def run(asked: Compare, screen: Screen) -> None:
+    """Trains and judges until there is a verdict; prints it and leaves it in a directory.
 
-    The first arm is the baseline. Each pair trains all arms with the same seed, and so with the
-    same held-out examples and order of batches. The rule may be looked at after every pair. The
-    test set is not read. Options behind -- hold for all arms, such as -- --epochs 1.5
-
-    An arm is an experiment, with options of its own in quotes, or as it was in a commit:
-
-    compare experiments/mnist_cnn.py "experiments/mnist_cnn.py --dropout 0 0.25"
-
-    compare HEAD~1:experiments/mnist_cnn.py experiments/mnist_cnn.py
+    Raises:
+        InputError: if an arm, an option or the figure can't be compared.
+        StorageError: if a file can't be written, or a training fails.
     """
+    say = (lambda line: None) if asked.json else screen.say
+    if asked.again is not None:
+        _judge_again(asked, screen)
+        return
+    arms = parse_arms(asked.arms, asked.options)
+    commits = [commit_named(arm) for arm in arms]
+    metric = Metric.parse(asked.metric or ERROR)
+    declared = Declared(
+        arms=tuple(arms),
+        options=with_held_out(asked.options),
+        metric=metric,
+        margin=parse_margin(asked.margin, metric),
+        alpha=asked.alpha,
+        first_seed=asked.first_seed,
+        threads=asked.threads,
+    )
+    workers = asked.workers or trainings_at_a_time(asked.threads)
+    data = read_data(declared, say)
+    digest = data.sha256()
+    there = find(declared, commits, asked.directory, digest)
+    if there is None or asked.cost:
+        with plan(declared, commits, len(data.train), digest, workers, say) as planned:
+            (screen.say if asked.cost else say)(cost_text(planned, workers, asked.most_pairs))
+            if asked.cost:
+                return
+            there = planned.create(asked.directory)
+    lock = lock_comparison(there.path, say)
+    try:
+        _train(asked, there, workers, lock, screen)
+    finally:
+        os.close(lock)
 
-    arms: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Two or more: FILE, "FILE OPTIONS" or "REVISION:FILE OPTIONS"."""
-    metric: str | None = None
-    """The figure that decides, evaluated on held-out examples: highest or lowest, and its name.
-    Default: lowest error."""
-    margin: str | None = None
-    """A difference too small to matter, such as 0.05% of the examples, or 0.01 of another figure.
-    With it, arms can be found equivalent."""
-    most_pairs: int = 40
-    """Stop undecided after so many pairs. With more, the same command goes on."""
-    alpha: float = 0.05
-    """The probability of a false verdict, over all challengers and looks."""
-    first_seed: int = 0
-    """The seed of the first pair; pairs count upwards from it."""
-    workers: int | None = None
-    """Trainings at a time. Default: one on each core, or as many as --threads leaves room for."""
-    threads: int = 1
-    """Threads of each training; other numbers give other bits."""
-    directory: Path | None = None
-    """The directory of the comparison. Default: runs/compare/TIME-NAMES."""
-    cost: bool = False
-    """Only try the arms for a few steps and say what the comparison would cost."""
-    again: Path | None = None
-    """Judge a verdict.json afresh, without training. With another --metric that is exploration."""
-    json: bool = False
-    """Print verdict.json instead of a table."""
-    options: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
-    """The options for all arms, behind --."""
 
-    def __post_init__(self) -> None:
-        require("alpha", self.alpha, 1e-6 <= self.alpha < 0.5, "give a probability, such as 0.05")
-        require("threads", self.threads, 1 <= self.threads <= 1024, "give 1 or more")
-        require("first_seed", self.first_seed, 0 <= self.first_seed < 2**30, "give 0 or more")
-        most = self.most_pairs
-        require("most_pairs", most, 1 <= most <= 1000, "give 1 to 1000")
-        if self.workers is not None:
-            require("workers", self.workers, 1 <= self.workers <= 1024, "give 1 or more")
+def _train(asked: Compare, there: Comparison, workers: int, lock: int, screen: Screen) -> None:
+    say = (lambda line: None) if asked.json else screen.say
+    most = asked.most_pairs
+    say(f"{'Going on with' if there.begun else 'Comparing in'} {there.path}")
+    first = there.fields["first_seed"]
+    if reused := list(filter(None, map(there.reused, range(first, first + most)))):
+        places = ", ".join(sorted({str(run.parents[1]) for run in reused}))
+        trainings = counted(len(reused), "training")
+        say(f"Reusing {trainings} of the same baseline from {places}")
+    found, told = verdict(there, workers, most), -1
+    begun = time.monotonic()
 
-    def run(self, screen: Screen) -> None:
-        """Trains and judges until there is a verdict; prints it and leaves it in a directory.
+    def wanted(arm: int, seed: int) -> bool:
+        undecided = [f["verdict"] == "undecided" for f in found["findings"]]
+        return any(undecided) if arm == 0 else undecided[arm - 1]
 
-        Raises:
-            InputError: if an arm, an option or the figure can't be compared.
-            StorageError: if a file can't be written, or a training fails.
-        """
-        say = (lambda line: None) if self.json else screen.say
-        if self.again is not None:
-            self._judge_again(screen)
-            return
-        arms = parse_arms(self.arms, self.options)
-        commits = [commit_named(arm) for arm in arms]
-        metric = Metric.parse(self.metric or ERROR)
-        declared = Declared(
-            arms=tuple(arms),
-            options=with_held_out(self.options),
-            metric=metric,
-            margin=parse_margin(self.margin, metric),
-            alpha=self.alpha,
-            first_seed=self.first_seed,
-            threads=self.threads,
-        )
-        workers = self.workers or trainings_at_a_time(self.threads)
-        data = read_data(declared, say)
-        digest = data.sha256()
-        there = find(declared, commits, self.directory, digest)
-        if there is None or self.cost:
-            with plan(declared, commits, len(data.train), digest, workers, say) as planned:
-                (screen.say if self.cost else say)(cost_text(planned, workers, self.most_pairs))
-                if self.cost:
-                    return
-                there = planned.create(self.directory)
-        lock = lock_comparison(there.path, say)
-        try:
-            self._train(there, workers, lock, screen)
-        finally:
-            os.close(lock)
-
-    def _train(self, there: Comparison, workers: int, lock: int, screen: Screen) -> None:
-        say = (lambda line: None) if self.json else screen.say
-        most = self.most_pairs
-        say(f"{'Going on with' if there.begun else 'Comparing in'} {there.path}")
-        first = there.fields["first_seed"]
-        if reused := list(filter(None, map(there.reused, range(first, first + most)))):
-            places = ", ".join(sorted({str(run.parents[1]) for run in reused}))
-            trainings = counted(len(reused), "training")
-            say(f"Reusing {trainings} of the same baseline from {places}")
-        found, told = verdict(there, workers, most), -1
-        begun = time.monotonic()
-
-        def wanted(arm: int, seed: int) -> bool:
-            undecided = [f["verdict"] == "undecided" for f in found["findings"]]
-            return any(undecided) if arm == 0 else undecided[arm - 1]
-
-        with StopRequest() as stop, contextlib.ExitStack() as stack:
-            if wanted(0, 0):
-                live = stack.enter_context(_live(screen, self.json))
-                trainers = stack.enter_context(
-                    Trainers(workers, there.fields["threads"], there.path, lock)
-                )
-                for ended in train(there, trainers, most, wanted):
-                    if ended is not None:
-                        found = verdict(there, workers, most)
-                        write_json(there.path / "verdict.json", found)
-                    left = time_left(there, found, trainers, most)
-                    if live is not None:
-                        live.update(live_table(there, found, trainers, left))
-                    elif len(found["pairs"]) > told and found["pairs"]:
-                        say(_line(there, found, left))
-                    told = len(found["pairs"])
-                    if stop.is_set() or not wanted(0, 0):
-                        break
-        found["cost"]["wall_seconds"] = round(time.monotonic() - begun, 1)
-        self._leave(there, found, screen)
-        if stop.is_set():
-            say(f"Stopped by {stop}; the same command goes on.")
-            raise SystemExit(stop.exit_status)
-
-    def _leave(self, there: Comparison, found: dict[str, Any], screen: Screen) -> None:
-        """Writes and shows the verdict so far."""
-        write_json(there.path / "verdict.json", found)
-        if found["pairs"]:
-            repeat = again(there, self.most_pairs)
-            picture = draw(found)
-            for name, content in (
-                ("differences.png", picture),
-                ("verdict.md", page(found, repeat).encode()),
-            ):
-                path = there.path / name
-                with storage_errors(path), replaced_atomically(path) as partial:
-                    partial.write_bytes(content)
-        if self.json:
-            print(json.dumps(found, indent=2))
-            return
-        _show(found, screen)
-        if found["pairs"]:
-            screen.say(f"The page for people: {there.path / 'verdict.md'}")
-
-    def _judge_again(self, screen: Screen) -> None:
-        """Judges the pairs of a verdict afresh."""
-        assert self.again is not None
-        if self.arms or self.options:
-            raise InputError("--again: give it without arms and options; the verdict has them")
-        try:
-            found, declared = self._considered_again(read_verdict(self.again))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"--again {self.again}: no verdict, or one of another version "
-                f"({type(error).__name__}: {error})"
-            ) from error
-        exploration = found["exploration"]
-        if self.json:
-            print(json.dumps(found, indent=2))
-            return
-        if exploration:
-            screen.say(
-                f"Exploration: declared was {declared}. A figure chosen after the pairs were seen "
-                "proves nothing; declare it for a comparison with other seeds."
+    with StopRequest() as stop, contextlib.ExitStack() as stack:
+        if wanted(0, 0):
+            live = stack.enter_context(_live(screen, asked.json))
+            trainers = stack.enter_context(
+                Trainers(workers, there.fields["threads"], there.path, lock)
             )
-        _show(found, screen)
+            for ended in train(there, trainers, most, wanted):
+                if ended is not None:
+                    found = verdict(there, workers, most)
+                    write_json(there.path / "verdict.json", found)
+                left = time_left(there, found, trainers, most)
+                if live is not None:
+                    live.update(live_table(there, found, trainers, left))
+                elif len(found["pairs"]) > told and found["pairs"]:
+                    say(_line(there, found, left))
+                told = len(found["pairs"])
+                if stop.is_set() or not wanted(0, 0):
+                    break
+    found["cost"]["wall_seconds"] = round(time.monotonic() - begun, 1)
+    _leave(asked, there, found, screen)
+    if stop.is_set():
+        say(f"Stopped by {stop}; the same command goes on.")
+        raise SystemExit(stop.exit_status)
 
-    def _considered_again(self, before: dict[str, Any]) -> tuple[dict[str, Any], str]:
-        question = before["question"]
-        declared = Metric.parse(question["metric"])
-        metric = declared if self.metric is None else Metric.parse(self.metric)
-        margin = parse_margin(self.margin, metric)
-        if self.margin is None and metric == declared:
-            margin = question["margin"]
-        names = [arm["name"] for arm in question["arms"]]
-        changed = {"metric": str(metric), "margin": margin}
-        asked = question | changed
-        pairs, most = pairs_of(before), question["most_pairs"]
-        found = before | {"question": asked}
-        found |= judged(pairs, metric, rule_of(asked), names, most)
-        found["exploration"] = any(question[k] != v for k, v in changed.items())
-        return found, question["metric"]
+
+def _leave(asked: Compare, there: Comparison, found: dict[str, Any], screen: Screen) -> None:
+    """Writes and shows the verdict so far."""
+    write_json(there.path / "verdict.json", found)
+    if found["pairs"]:
+        repeat = again(there, asked.most_pairs)
+        picture = draw(found)
+        for name, content in (
+            ("differences.png", picture),
+            ("verdict.md", page(found, repeat).encode()),
+        ):
+            path = there.path / name
+            with storage_errors(path), replaced_atomically(path) as partial:
+                partial.write_bytes(content)
+    if asked.json:
+        print(json.dumps(found, indent=2))
+        return
+    _show(found, screen)
+    if found["pairs"]:
+        screen.say(f"The page for people: {there.path / 'verdict.md'}")
+
+
+def _judge_again(asked: Compare, screen: Screen) -> None:
+    """Judges the pairs of a verdict afresh."""
+    assert asked.again is not None
+    if asked.arms or asked.options:
+        raise InputError("--again: give it without arms and options; the verdict has them")
+    try:
+        found, declared = _considered_again(asked, read_verdict(asked.again))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"--again {asked.again}: no verdict, or one of another version "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    exploration = found["exploration"]
+    if asked.json:
+        print(json.dumps(found, indent=2))
+        return
+    if exploration:
+        screen.say(
+            f"Exploration: declared was {declared}. A figure chosen after the pairs were seen "
+            "proves nothing; declare it for a comparison with other seeds."
+        )
+    _show(found, screen)
+
+
+def _considered_again(asked: Compare, before: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    question = before["question"]
+    declared = Metric.parse(question["metric"])
+    metric = declared if asked.metric is None else Metric.parse(asked.metric)
+    margin = parse_margin(asked.margin, metric)
+    if asked.margin is None and metric == declared:
+        margin = question["margin"]
+    names = [arm["name"] for arm in question["arms"]]
+    changed = {"metric": str(metric), "margin": margin}
+    considered = question | changed
+    pairs, most = pairs_of(before), question["most_pairs"]
+    found = before | {"question": considered}
+    found |= judged(pairs, metric, rule_of(considered), names, most)
+    found["exploration"] = any(question[k] != v for k, v in changed.items())
+    return found, question["metric"]
 
 
 def _show(found: dict[str, Any], screen: Screen) -> None:

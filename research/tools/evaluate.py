@@ -4,60 +4,47 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
-from typing import Annotated
 
 from research.data.dataset import NUM_CLASSES
 from research.data.formats import read_dataset
 from research.data.mnist import load_mnist
 from research.printable import printable
-from research.recording.screen import Screen
 from research.results.evaluation import Evaluation, evaluate
 from research.results.export import load_h5
+from research.screen import Screen
 from research.tools.trained_model import find_model
+from research.verbs import Evaluate
 
 import numpy as np
 import numpy.typing as npt
-import tyro
 from rich.columns import Columns
 from rich.panel import Panel
 from rich.table import Column, Table
 from rich.text import Text
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluate:
-    """Evaluate a trained model on a test set: loss, accuracy, classes, calibration, mistakes."""
+def run(asked: Evaluate, screen: Screen) -> None:
+    """Evaluates and prints.
 
-    run_or_h5: Annotated[Path, tyro.conf.Positional]
-    """A run directory, or an mnist.h5."""
-    data: Path | None = None
-    """A Keras-style .npz or a folder of IDX files. Default: the run's data, or MNIST."""
-    json: bool = False
-    """Print JSON instead of tables."""
-
-    def run(self, screen: Screen) -> None:
-        """Evaluates and prints.
-
-        Raises:
-            InputError: if the model or the data can't be read.
-        """
-        model = find_model(self.run_or_h5)
-        # The run's --examples apply to the run's own data only.
-        data, examples = (self.data, None) if self.data else (model.data, model.examples)
-        loaded = load_h5(model.h5)
-        say = (lambda line: None) if self.json else screen.say
-        dataset = load_mnist(say) if data is None else read_dataset(data)
-        test = dataset.first(examples).test
-        evaluation = evaluate(loaded, test)
-        if self.json:
-            facts = {"model": str(model.h5), "data": dataset.source}
-            print(json.dumps(facts | dataclasses.asdict(evaluation), indent=2))
-        else:
-            say(printable(f"{model.h5} on {len(test):,} test examples of {dataset.source}"))
-            for table in tables(evaluation):
-                screen.console.print(table)
-            screen.console.print(pictures(evaluation, test.images), soft_wrap=False)
+    Raises:
+        InputError: if the model or the data can't be read.
+    """
+    model = find_model(asked.run_or_h5)
+    # The run's --examples apply to the run's own data only.
+    data, examples = (asked.data, None) if asked.data else (model.data, model.examples)
+    loaded = load_h5(model.h5)
+    say = (lambda line: None) if asked.json else screen.say
+    dataset = load_mnist(say) if data is None else read_dataset(data)
+    test = dataset.first(examples).test
+    evaluation = evaluate(loaded, test)
+    if asked.json:
+        facts = {"model": str(model.h5), "data": dataset.source}
+        print(json.dumps(facts | dataclasses.asdict(evaluation), indent=2))
+    else:
+        say(printable(f"{model.h5} on {len(test):,} test examples of {dataset.source}"))
+        for table in tables(evaluation):
+            screen.console.print(table)
+        screen.console.print(pictures(evaluation, test.images), soft_wrap=False)
 
 
 def tables(evaluation: Evaluation) -> list[Table]:

@@ -12,9 +12,6 @@ from types import ModuleType
 from research.errors import InputError, one_line
 from research.experiment import Experiment
 
-# Beside the package: the project is installed in place.
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-
 # The folder that load_experiment has put on sys.path, if any: at most one.
 _folders: list[str] = []
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
 import traceback
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 from unittest import mock
 
 from research.config import config_from_json
@@ -19,17 +18,17 @@ from research.files import read_json
 from research.printable import printable
 from research.recording.checkpoints import read_checkpoint
 from research.recording.run_directory import CODE
-from research.recording.screen import Screen
+from research.screen import Screen
 from research.stderr import silenced_stderr
 from research.tools.load_experiment import load_experiment
 from research.training.returned import sorted_by_kind
 from research.training.state import State
 from research.training.train import Step
+from research.verbs import Replay
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-import tyro
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -39,70 +38,54 @@ Values = list[tuple[str, npt.NDArray[Any]]]
 AROUND = 3
 
 
-@dataclasses.dataclass(frozen=True)
-class Replay:
-    """Repeat the step in which a value became NaN or infinite, and show where it began.
+def run(asked: Replay, screen: Screen) -> None:
+    """Runs the step eagerly and prints its values in the order of computation.
 
-    This runs the experiment's code in the bundle: replay only bundles that you trust.
+    Raises:
+        InputError: if the bundle is damaged, or its step fails when it is run.
     """
-
-    bundle: Annotated[Path, tyro.conf.Positional]
-    """A directory replay-step-... in a run directory."""
-    all: bool = False
-    """Show every value of the step, not only those around the first that is not finite."""
-    json: bool = False
-    """Print JSON, with every value of the step, instead of a table."""
-
-    def run(self, screen: Screen) -> None:
-        """Runs the step eagerly and prints its values in the order of computation.
-
-        Raises:
-            InputError: if the bundle is damaged, or its step fails when it is run.
-        """
-        state, step, images, labels, reason = read_bundle(self.bundle)
-        number = int(state.step.numpy()) + 1
-        before = state.values()
-        try:
-            computed = watch(state, step, images, labels)
-        except Exception as error:  # a step may fail in any way
-            frames = traceback.extract_tb(error.__traceback__)
-            here = self.bundle.resolve() / CODE
-            lines = [frame.lineno for frame in frames if Path(frame.filename).parent == here]
-            where = f", line {lines[-1]}" if lines else ""
-            raise InputError(
-                f"{self.bundle}: its step fails when it is run again ({one_line(error)[:200]}"
-                f"{where}); mend the experiment's file in the bundle"
-            ) from error
-        state.assign(before.values())
-        place = first_non_finite(computed)
-        bad = None if place is None else computed[place][0]
-        line = None if place is None else first_bad_line(state, step, images, labels)
-        if self.json:
-            values = [_summary(name, value) for name, value in computed]
-            found = {"step": number, "reason": reason, "first_non_finite": bad, "line": line}
-            print(json.dumps(found | {"values": values}, indent=2))
-            return
-        screen.say(f"The run stopped: {printable(reason)}")
-        screen.say(f"Step {number}, run again eagerly and on one replica:")
-        shown = range(len(computed))
-        if not self.all:
-            around = (
-                slice(0) if place is None else slice(max(place - AROUND, 0), place + AROUND + 1)
-            )
-            shown = shown[around]
-        if shown:
-            screen.console.print(_table(computed, shown, place))
-        if bad is None:
-            screen.say(
-                f"All {len(computed)} values are finite. The run computed this step compiled, and "
-                "on all its replicas, which rounds differently."
-            )
-        else:
-            screen.say(f"The first that is not finite: {printable(bad)}")
-        if line is not None:
-            screen.say(f"The first operation that makes it so: {printable(line)}")
-        if len(shown) < len(computed):
-            screen.say(f"Shown are {len(shown)} of {len(computed)} values; --all shows all.")
+    state, step, images, labels, reason = read_bundle(asked.bundle)
+    number = int(state.step.numpy()) + 1
+    before = state.values()
+    try:
+        computed = watch(state, step, images, labels)
+    except Exception as error:  # a step may fail in any way
+        frames = traceback.extract_tb(error.__traceback__)
+        here = asked.bundle.resolve() / CODE
+        lines = [frame.lineno for frame in frames if Path(frame.filename).parent == here]
+        where = f", line {lines[-1]}" if lines else ""
+        raise InputError(
+            f"{asked.bundle}: its step fails when it is run again ({one_line(error)[:200]}"
+            f"{where}); mend the experiment's file in the bundle"
+        ) from error
+    state.assign(before.values())
+    place = first_non_finite(computed)
+    bad = None if place is None else computed[place][0]
+    line = None if place is None else first_bad_line(state, step, images, labels)
+    if asked.json:
+        values = [_summary(name, value) for name, value in computed]
+        found = {"step": number, "reason": reason, "first_non_finite": bad, "line": line}
+        print(json.dumps(found | {"values": values}, indent=2))
+        return
+    screen.say(f"The run stopped: {printable(reason)}")
+    screen.say(f"Step {number}, run again eagerly and on one replica:")
+    shown = range(len(computed))
+    if not asked.all:
+        around = slice(0) if place is None else slice(max(place - AROUND, 0), place + AROUND + 1)
+        shown = shown[around]
+    if shown:
+        screen.console.print(_table(computed, shown, place))
+    if bad is None:
+        screen.say(
+            f"All {len(computed)} values are finite. The run computed this step compiled, and "
+            "on all its replicas, which rounds differently."
+        )
+    else:
+        screen.say(f"The first that is not finite: {printable(bad)}")
+    if line is not None:
+        screen.say(f"The first operation that makes it so: {printable(line)}")
+    if len(shown) < len(computed):
+        screen.say(f"Shown are {len(shown)} of {len(computed)} values; --all shows all.")
 
 
 def first_non_finite(computed: Values) -> int | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from research.errors import InputError, one_line
 from research.files import read_json
-from research.tools.load_experiment import EXPERIMENTS
+from research.verbs import EXPERIMENTS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from research.data.batches import Plan
-from research.recording.screen import Screen
+from research.screen import Screen
 from research.tools.bench_loops import floating_point_operations
 from research.tools.bench_trainings import compare_trainings
 from research.tools.load_experiment import load_experiment

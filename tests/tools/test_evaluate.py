@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from research.recording.screen import Screen
 from research.results.evaluation import Evaluation, evaluate_probabilities
+from research.screen import Screen
 from research.tools.evaluate import pictures, tables
 
 import numpy as np

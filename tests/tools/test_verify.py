@@ -9,11 +9,12 @@ from pathlib import Path
 
 from research.config import Config, parse
 from research.data.dataset import Dataset
-from research.recording.screen import Screen
+from research.screen import Screen
 from research.tools import verify
 from research.tools.check import Check
-from research.tools.verify import Verify, shorter, smaller, with_options
+from research.tools.verify import run, shorter, smaller, with_options
 from research.tools.verify_step import step_is_sound
+from research.verbs import Verify
 
 import pytest
 import tensorflow as tf
@@ -205,7 +206,7 @@ def test_the_table_is_whole_and_says_what_its_columns_are(
     monkeypatch.setattr(verify, "step_is_sound", lambda *_: checks)
     monkeypatch.setenv("COLUMNS", str(columns))
     with Screen() as screen:
-        assert not Verify(data=data_file, kills=0, stops=0).run(screen)
+        assert not run(Verify(data=data_file, kills=0, stops=0), screen)
     lines = capfd.readouterr().out.splitlines()
     assert max(map(len, lines)) <= columns
     rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines[2:]]

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from research.data.batches import Plan
-from research.recording.screen import Screen, TrainingProgress
+from research.recording.progress import TrainingProgress
+from research.screen import Screen
 from research.training.train import LastStep, Report
 
 import numpy as np

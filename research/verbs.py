@@ -1,0 +1,227 @@
+"""What each verb of ``python -m research`` takes; ``research/tools/`` has what it does.
+
+Nothing here imports TensorFlow, so that ``--help`` appears at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from research.config import require
+from research.errors import InputError
+
+import tyro
+
+# Beside the package: the project is installed in place.
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+# The loops that ``bench`` measures.
+Ours = Literal["ours-float32", "ours-bfloat16", "products-float32", "products-bfloat16"]
+Others = Literal["fit-float32", "fit-bfloat16", "torch-float32"]
+Loop = Literal[Ours, Others]
+
+
+def _installed() -> tuple[Loop, ...]:
+    torch = importlib.util.find_spec("torch") is not None
+    return tuple(loop for loop in get_args(Loop) if torch or not loop.startswith("torch"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a trained model on a test set: loss, accuracy, classes, calibration, mistakes."""
+
+    run_or_h5: Annotated[Path, tyro.conf.Positional]
+    """A run directory, or an mnist.h5."""
+    data: Path | None = None
+    """A Keras-style .npz or a folder of IDX files. Default: the run's data, or MNIST."""
+    json: bool = False
+    """Print JSON instead of tables."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """Say which digit each image file shows. Any size and mode; dark on light is inverted.
+
+    An image that can't be read is named on standard error, and the others are predicted; the exit
+    status is then 1, and 2 where no image can be read.
+    """
+
+    run_or_h5: Annotated[Path, tyro.conf.Positional]
+    """A run directory, or an mnist.h5."""
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
+    """Image files."""
+    json: bool = False
+    """Print JSON, with the probabilities of all ten digits, instead of a table."""
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise InputError("no image: name one or more image files after the run or mnist.h5")
+
+
+@dataclasses.dataclass(frozen=True)
+class Verify:
+    """Prove that an experiment's step is sound: compiled, reproducible, learning, resumable.
+
+    Run it after changing a step. It trains the experiment for a few steps on a few examples. Then
+    it runs the experiment in processes that it kills at random moments and resumes. Options behind
+    -- go to the experiment: verify experiments/mixup.py -- --alpha 0.3
+    """
+
+    experiment: Annotated[Path, tyro.conf.Positional] = EXPERIMENTS / "mnist_cnn.py"
+    """The file of the experiment."""
+    kills: int = 3
+    """Kill the experiment at so many random moments with SIGKILL. A tenth of the kills, and at
+    least one of two, hit a fork."""
+    stops: int = 2
+    """Stop it at so many random moments by a signal that lets it save, such as SIGTERM."""
+    full: bool = False
+    """Kill the experiment at its own size, on 5,000 examples, instead of a small one."""
+    only_kills: bool = False
+    """Leave out the checks within one process."""
+    seed: int = 0
+    """Decides the random moments."""
+    data: Path | None = None
+    """A Keras-style .npz or a folder of IDX files. Default: MNIST."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    options: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    """The experiment's own options, behind --."""
+
+    def __post_init__(self) -> None:
+        for name in ("kills", "stops"):
+            value = getattr(self, name)
+            require(name, value, value >= 0, "give 0 for none, or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Judge whether a change was worth it: train arms in pairs until there is a verdict.
+
+    The first arm is the baseline. Each pair trains all arms with the same seed, and so with the
+    same held-out examples and order of batches. The rule may be looked at after every pair. The
+    test set is not read. Options behind -- hold for all arms, such as -- --epochs 1.5
+
+    An arm is an experiment, with options of its own in quotes, or as it was in a commit:
+
+    compare experiments/mnist_cnn.py "experiments/mnist_cnn.py --dropout 0 0.25"
+
+    compare HEAD~1:experiments/mnist_cnn.py experiments/mnist_cnn.py
+    """
+
+    arms: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Two or more: FILE, "FILE OPTIONS" or "REVISION:FILE OPTIONS"."""
+    metric: str | None = None
+    """The figure that decides, evaluated on held-out examples: highest or lowest, and its name.
+    Default: lowest error."""
+    margin: str | None = None
+    """A difference too small to matter, such as 0.05% of the examples, or 0.01 of another figure.
+    With it, arms can be found equivalent."""
+    most_pairs: int = 40
+    """Stop undecided after so many pairs. With more, the same command goes on."""
+    alpha: float = 0.05
+    """The probability of a false verdict, over all challengers and looks."""
+    first_seed: int = 0
+    """The seed of the first pair; pairs count upwards from it."""
+    workers: int | None = None
+    """Trainings at a time. Default: one on each core, or as many as --threads leaves room for."""
+    threads: int = 1
+    """Threads of each training; other numbers give other bits."""
+    directory: Path | None = None
+    """The directory of the comparison. Default: runs/compare/TIME-NAMES."""
+    cost: bool = False
+    """Only try the arms for a few steps and say what the comparison would cost."""
+    again: Path | None = None
+    """Judge a verdict.json afresh, without training. With another --metric that is exploration."""
+    json: bool = False
+    """Print verdict.json instead of a table."""
+    options: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    """The options for all arms, behind --."""
+
+    def __post_init__(self) -> None:
+        require("alpha", self.alpha, 1e-6 <= self.alpha < 0.5, "give a probability, such as 0.05")
+        require("threads", self.threads, 1 <= self.threads <= 1024, "give 1 or more")
+        require("first_seed", self.first_seed, 0 <= self.first_seed < 2**30, "give 0 or more")
+        most = self.most_pairs
+        require("most_pairs", most, 1 <= most <= 1000, "give 1 to 1000")
+        if self.workers is not None:
+            require("workers", self.workers, 1 <= self.workers <= 1024, "give 1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """Repeat the step in which a value became NaN or infinite, and show where it began.
+
+    This runs the experiment's code in the bundle: replay only bundles that you trust.
+    """
+
+    bundle: Annotated[Path, tyro.conf.Positional]
+    """A directory replay-step-... in a run directory."""
+    all: bool = False
+    """Show every value of the step, not only those around the first that is not finite."""
+    json: bool = False
+    """Print JSON, with every value of the step, instead of a table."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Measure steps per second, or minutes, beside Keras fit. Let nothing else run.
+
+    Each loop runs in its own process, and the loops take turns, so that slow moments of the machine
+    affect all of them. Keras and PyTorch (if it is installed) run with their defaults. The floor is
+    the time of a step's arithmetic as large matrix products.
+    """
+
+    experiment: Annotated[Path, tyro.conf.Positional] = EXPERIMENTS / "mnist_cnn.py"
+    """The file of the experiment whose step is measured."""
+    blocks: int = 5
+    """Number of turns of each loop; not with --trainings."""
+    steps: int = 60
+    """Steps in a turn (with --trainings, in a turn of Keras fit); not with --recording."""
+    loops: tuple[Loop, ...] = dataclasses.field(default_factory=_installed)
+    """Which loops to measure; not with --recording or --trainings."""
+    json: bool = False
+    """Print JSON instead of tables."""
+    recording: bool = False
+    """Measure instead the cost of recording: whole epochs of the experiment with and without."""
+    trainings: int | None = None
+    """Measure instead this many whole trainings, with seeds from 0, and the time of Keras fit."""
+    examples: int | None = None
+    """With --recording or --trainings: use only this many examples, the first ones."""
+    serve: Annotated[Ours | Literal["trainings"] | None, tyro.conf.Suppress] = None
+    """Be one of the measured processes: take a turn for each line of standard input."""
+
+    def __post_init__(self) -> None:
+        require("blocks", self.blocks, self.blocks >= 2, "give at least 2")
+        whole = self.recording or self.trainings is not None or self.serve == "trainings"
+        valid = self.examples is None or (whole and self.examples >= 1)
+        need = "give at least 1, and --recording or --trainings"
+        require("examples", self.examples, valid, need)
+        valid = self.trainings is None or (self.trainings >= 2 and not self.recording)
+        require("trainings", self.trainings, valid, "give at least 2, without --recording")
+        require("steps", self.steps, self.steps >= 1, "give at least 1")
+        once = 0 < len(set(self.loops)) == len(self.loops)
+        require("loops", " ".join(self.loops), once, "give at least one, and each once")
+        for loop in self.loops:
+            missing = "it is not installed; pip install torch"
+            require("loops", loop, loop in _installed(), missing)
+
+
+@dataclasses.dataclass(frozen=True)
+class Board:
+    """Start TensorBoard on runs, and print its address. Ctrl-C ends it."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Run directories, or directories of runs. Default: all below runs/."""
+    host: str = "localhost"
+    """The address to listen on; 0.0.0.0 lets other machines connect."""
+    port: int | None = None
+    """Default: 6006, or the next free port; 0 takes any free port."""
+
+    def __post_init__(self) -> None:
+        require("port", self.port, 0 <= (self.port or 0) < 65536, "give 0 to 65535")
+
+
+Verb = Evaluate | Predict | Verify | Compare | Replay | Bench | Board
