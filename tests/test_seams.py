@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from research.config import parse
+from research.data.batches import Plan
 from research.data.dataset import Dataset
 from research.experiment import Experiment
 from research.recording.checkpoints import checkpoint_paths
@@ -17,6 +19,7 @@ from research.recording.progress import TrainingProgress
 from research.recording.tensorboard import TensorBoardWriter
 from research.results import evaluation
 from research.signals import SIGNALS
+from research.tools.load_experiment import load_experiment
 from research.tools.verify_kills import left_by
 
 import numpy as np
@@ -404,26 +407,37 @@ def test_in_half_precision_it_is_trained_resumed_and_exported(
     "name", ["residual", "averaged_weights", "sam", "momentum", "hard_examples"]
 )
 @pytest.mark.slow
-def test_two_replicas_end_as_one_does_but_for_rounding(
+def test_two_replicas_train_as_one_does_but_for_rounding(
     name: str, data_file: Path, tmp_path: Path
 ) -> None:
+    """A variable changes by what one replica changes it, within 5% of the change's norm.
+
+    Rounding moves single weights further: within four steps a max-pool picks another winner.
+    """
     # In a process of its own, see test_experiments.test_other_ways_to_run.
     dropout = () if name == "residual" else ("--dropout", "0", "0")
     # One step of SAM: in a step uphill, rounding decides which unit wins a max-pool sooner.
     epochs = "0.1" if name == "sam" else "0.5"
     options = ("--data", data_file, *SMALL, "--epochs", epochs, *OPTIONS[name], *dropout)
-    found: list[dict[str, Any]] = []
+    ends: list[dict[str, Any]] = []
     for strategy in ("default", "mirrored"):
         strategy_options = ("--strategy", strategy, "--run-dir", strategy)
         result = run_python(file_of(name), *options, *strategy_options, cwd=tmp_path)
         assert (result.returncode, result.stderr) == (0, "")
         newest = checkpoint_paths(tmp_path / strategy / "checkpoints")[0]
         with safe_open(newest, "numpy") as file:
-            found.append({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-    one, two = found
-    for key, value in one.items():
-        if key.startswith(("model/", "extra/")):
-            np.testing.assert_allclose(two[key], value, rtol=1e-3, atol=1e-4, err_msg=key)
+            ends.append({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+    experiment = load_experiment(file_of(name))
+    config = parse(experiment.config, [str(word) for word in options])
+    state = experiment.build(config, Plan(250, config.batch_size, config.epochs))
+    compared = 0
+    for key, before in state.values().items():
+        if key.startswith(("model/", "extra/")) and before.dtype == np.float32:
+            one, two = (end[key] - before for end in ends)
+            apart, changed = np.linalg.norm(two - one), np.linalg.norm(one)
+            assert apart <= 0.05 * changed, f"{key}: changed by {changed}, {apart} apart"
+            compared += changed > 0
+    assert compared >= 8
 
 
 @pytest.mark.parametrize("name", OPTIONS)
