@@ -1,4 +1,4 @@
-"""The layout that the README lists: the library's imports run downwards, the top level is short."""
+"""The layout that research/README.md lists: the library's imports run downwards, the top level is short."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import research
 import pytest
 
 PACKAGE = Path(research.__file__).parent
-README = (PACKAGE.parent / "README.md").read_text()
+README = (PACKAGE / "README.md").read_text()
 
 
 def rooms() -> list[str]:
-    listing = README.split("    research/\n")[1].split("    experiments/")[0]
+    listing = README.split("    research/\n")[1].split("\n\n")[0]
     return re.findall(r"^      (\w+)", listing, re.MULTILINE)
 
 

@@ -1,4 +1,4 @@
-"""README.md and runs/README.md agree with the program."""
+"""README.md, and those of the folders, agree with the program."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from conftest import EXPERIMENTS, REPOSITORY, RunHere
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 README = (REPOSITORY / "README.md").read_text()
-README_OF_RUNS = (REPOSITORY / "runs" / "README.md").read_text()
+README_OF_EXPERIMENTS, README_OF_RESEARCH, README_OF_RUNS = (
+    (REPOSITORY / folder / "README.md").read_text()
+    for folder in ("experiments", "research", "runs")
+)
 
 
-def table(heading: str, text: str = README) -> list[list[str]]:
+def table(heading: str, text: str) -> list[list[str]]:
     """The rows of all tables below a heading, without the tables' own headings."""
     section = text.split(f"\n## {heading}\n")[1].split("\n## ", maxsplit=1)[0]
     rows = [line for line in section.splitlines() if line.startswith("| ")]
@@ -26,8 +29,19 @@ def table(heading: str, text: str = README) -> list[list[str]]:
     return [row for n, row in enumerate(cells) if n not in heads and n - 1 not in heads]
 
 
+def test_the_readme_can_be_read_in_five_minutes() -> None:
+    assert len(README.split()) <= 1200
+
+
+def test_what_the_pages_link_to_is_there() -> None:
+    for page in REPOSITORY.glob("**/README.md"):
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page}: {target}"
+
+
 def test_the_table_of_options_is_complete() -> None:
-    documented = {row[0].strip("`"): row[1] for row in table("Options")}
+    documented = {row[0].strip("`"): row[1] for row in table("Options", README_OF_EXPERIMENTS)}
     actual = {}
     for field in dataclasses.fields(Config):
         default = field.default
@@ -90,7 +104,7 @@ def test_the_worked_example_works(data_file: Path, tmp_path: Path, run_here: Run
 def test_the_example_of_figures_and_a_loop_works(
     data_file: Path, tmp_path: Path, run_here: RunHere
 ) -> None:
-    example = README.split("```python\n")[2].split("```")[0]
+    example = README_OF_RESEARCH.split("```python\n")[1].split("```")[0]
     reference = (EXPERIMENTS / "mnist_cnn.py").read_text()
     imports = (
         "import numpy as np\n"
