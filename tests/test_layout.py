@@ -1,4 +1,4 @@
-"""The layout that research/README.md lists: the library's imports run downwards, the top level is short."""
+"""The layout in research/README.md: imports run downwards only; the top level is short."""
 
 from __future__ import annotations
 
