@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from research.files import storage_errors
 
 NAME = "metrics.jsonl"
+# A line of the file: ``split``, ``step``, ``seconds``, and the measured values by name.
+Line = Mapping[str, Any]
+# Two runs with the same results differ in these.
+_TIMES = re.compile("seconds|speed/.*|time/.*")
 
 
 class MetricsFile:
@@ -56,3 +63,60 @@ class MetricsFile:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A measured value that differs between two runs.
+
+    Attributes:
+        split, step: the split and the step of the lines that hold it.
+        name: the value's name.
+        values: the value in the one and in the other run.
+    """
+
+    split: str
+    step: int
+    name: str
+    values: tuple[float, float]
+
+
+def without_times(line: Line) -> dict[str, Any]:
+    """A line without the values that depend on the speed of the machine."""
+    return {name: value for name, value in line.items() if not _TIMES.fullmatch(name)}
+
+
+def common_lines(one: Sequence[Line], other: Sequence[Line]) -> list[tuple[Line, Line]]:
+    """The lines of two runs on the same steps of the same split, by step.
+
+    A line on training has means over the steps since the line before. With another ``--log-every``
+    they are means over other steps, and such lines are left out.
+    """
+    there = _by_steps(other)
+    return [(line, there[steps]) for steps, line in _by_steps(one).items() if steps in there]
+
+
+def first_difference(one: Sequence[Line], other: Sequence[Line]) -> Difference | None:
+    """Where the metrics of two runs first differ; None if all common lines are the same.
+
+    Times are not compared, and neither are values that one of the runs does not measure.
+
+    Args:
+        one, other: the lines of each run's metrics.jsonl, see ``common_lines``.
+    """
+    for ours, theirs in common_lines(one, other):
+        for name, value in without_times(ours).items():
+            if name in theirs and theirs[name] != value:
+                return Difference(ours["split"], ours["step"], name, (value, theirs[name]))
+    return None
+
+
+def _by_steps(lines: Sequence[Line]) -> dict[tuple[str, int, int], Line]:
+    """The lines by their split, and by the steps that they are about: after one, up to another."""
+    found, trained = {}, 0
+    for line in lines:
+        split, step = line["split"], line["step"]
+        found[split, trained if split == "train" else step, step] = line
+        if split == "train":
+            trained = step
+    return found

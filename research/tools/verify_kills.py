@@ -24,6 +24,7 @@ from typing import Any
 from research.config import Config
 from research.printable import counted
 from research.recording.checkpoints import checkpoint_paths, step_of
+from research.recording.metrics import without_times
 from research.signals import SIGNALS
 from research.tools.check import Check
 
@@ -424,14 +425,11 @@ def left_by(run: Path) -> dict[str, Any]:
     with safe_open(newest, "numpy") as file:
         about = json.loads(file.metadata()["about"])
         digests = [about["sha256"][name] for name in about["variables"]]
-    timing = re.compile("seconds|speed/.*|time/.*")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     evaluation = json.loads((run / "evaluation.json").read_text())
     return {
         "the last checkpoint": (newest.name, digests),
-        "metrics.jsonl": [
-            {k: v for k, v in line.items() if not timing.fullmatch(k)} for line in lines
-        ],
+        "metrics.jsonl": [without_times(line) for line in lines],
         "TensorBoard": {
             name: _points(run / name)
             for name in ("train", "validation", "test")
