@@ -243,6 +243,17 @@ def config_as_json(config: Config) -> dict[str, Any]:
     return {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in fields.items()}
 
 
+def defaults_as_json(config_type: type[Config]) -> dict[str, Any]:
+    """The defaults of the options as JSON values; an option without a default is left out."""
+    found = {}
+    for field in dataclasses.fields(config_type):
+        if field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+    return {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in found.items()}
+
+
 def decisive_options(config: Config) -> dict[str, Any]:
     """The options that decide the results of a run; a resumed run can't change them."""
     fields = config_as_json(config)

@@ -23,6 +23,9 @@ Ours = Literal["ours-float32", "ours-bfloat16", "products-float32", "products-bf
 Others = Literal["fit-float32", "fit-bfloat16", "torch-float32"]
 Loop = Literal[Ours, Others]
 
+# What has become of a run, see research.recording.summary.
+RunStatus = Literal["running", "finished", "stopped", "killed", "failed", "damaged"]
+
 
 def _installed() -> tuple[Loop, ...]:
     torch = importlib.util.find_spec("torch") is not None
@@ -151,6 +154,44 @@ class Compare:
 
 
 @dataclasses.dataclass(frozen=True)
+class Runs:
+    """List runs: how they were trained, what they have come to, and how to go on with them.
+
+    A comparison is one line; name its directory for its trainings. Looking disturbs no run at work.
+    """
+
+    where: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Folders of runs, or names of experiments. Default: all runs below runs/."""
+    experiment: str | None = None
+    """Only runs of this experiment."""
+    status: tuple[RunStatus, ...] = ()
+    """Only runs with one of these."""
+    sort: Literal["when", "test", "validation", "duration", "experiment", "status"] = "when"
+    """The order: newest, best or longest first."""
+    last: int | None = None
+    """Only so many of the newest."""
+    json: bool = False
+    """Print JSON, with all options and figures, instead of a table."""
+
+    def __post_init__(self) -> None:
+        require("last", self.last, self.last is None or self.last >= 1, "give 1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Diff:
+    """Say what two runs have in common, in what they differ, and where their metrics part."""
+
+    one: Annotated[Path, tyro.conf.Positional]
+    """A run directory."""
+    other: Annotated[Path, tyro.conf.Positional]
+    """Another one."""
+    code: bool = False
+    """Show the difference of the experiments' code, line by line."""
+    json: bool = False
+    """Print JSON instead of words."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Replay:
     """Repeat the step in which a value became NaN or infinite, and show where it began.
 
@@ -224,4 +265,4 @@ class Board:
         require("port", self.port, 0 <= (self.port or 0) < 65536, "give 0 to 65535")
 
 
-Verb = Evaluate | Predict | Verify | Compare | Replay | Bench | Board
+Verb = Evaluate | Predict | Verify | Compare | Runs | Diff | Replay | Bench | Board

@@ -15,7 +15,7 @@ from research.comparing.rule import Forecast, Judgement, Rule, forecast, interva
 from research.data.dataset import HOLDOUT
 from research.errors import InputError, one_line
 from research.files import is_regular, open_regular, read_json, read_sealed_json, sha256
-from research.recording.start import FINISHED, NON_FINITE
+from research.recording.run_directory import FINISHED, NON_FINITE
 
 import h5py
 import numpy as np

@@ -10,7 +10,7 @@ from typing import Any
 
 from research.comparing.question import Metric, option_names
 from research.comparing.rule import rule_of
-from research.printable import counted, printable
+from research.printable import counted, duration, printable
 
 PICTURE = "differences.png"
 # A longer difference of code is folded.
@@ -127,15 +127,6 @@ def shown_interval(finding: Mapping[str, Any], metric: Metric, unit: bool = True
     low, high = finding["interval"]
     ends = (shown_difference(low, metric, unit=False), shown_difference(high, metric, unit=unit))
     return " to ".join(ends)
-
-
-def duration(seconds: float) -> str:
-    """A time for people: 40 s, 12 min, 3.4 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 100 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def level(question: Mapping[str, Any]) -> str:

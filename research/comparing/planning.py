@@ -50,8 +50,7 @@ from research.files import (
     write_sealed_json,
 )
 from research.recording.environment import cpu_name
-from research.recording.run_directory import CODE, create_directory
-from research.recording.start import FINISHED, NON_FINITE
+from research.recording.run_directory import CODE, FINISHED, NON_FINITE, create_directory
 
 # A trial trains on so few examples, and holds out so few, to learn what a training will cost.
 _TRIAL_EXAMPLES, _TRIAL_HELD_OUT = 512, 1000

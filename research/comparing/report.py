@@ -141,8 +141,8 @@ def _inside(about: Mapping[str, Any]) -> bool:
     return Path(about["file"]).is_relative_to(about["root"])
 
 
-def again(comparison: Comparison, most_pairs: int) -> str:
-    """The command that repeats a comparison, or goes on with it."""
+def again(comparison: Comparison, most_pairs: int, directory: Path | None = None) -> str:
+    """The command that repeats a comparison, or goes on with it in a directory."""
     fields = comparison.fields
     words = ["python", "-m", "research", "compare", *fields["arms"]]
     words += ["--metric", fields["metric"]]
@@ -151,6 +151,7 @@ def again(comparison: Comparison, most_pairs: int) -> str:
     words += ["--first-seed", str(fields["first_seed"])] if fields["first_seed"] else []
     words += ["--threads", str(fields["threads"])] if fields["threads"] != 1 else []
     words += ["--most-pairs", str(most_pairs)]
+    words += [] if directory is None else ["--directory", str(directory)]
     return shlex.join([*words, "--", *fields["options"]])
 
 

@@ -13,8 +13,6 @@ from typing import Any
 
 from research.recording.source import commit_of
 
-import tensorflow as tf
-
 PACKAGES = ("tensorflow", "keras", "numpy", "tensorboard", "h5py")
 
 
@@ -30,6 +28,8 @@ def describe_environment(source: Path, uncommitted: bytes) -> dict[str, Any]:
         0 means that TensorFlow decides; the number of threads changes the order of sums, and so the
         last bits of a result.
     """
+    import tensorflow as tf  # here, since what only reads descriptions has no need of it
+
     return {
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},

@@ -10,7 +10,6 @@ import collections
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from typing import Any
 from research.errors import InputError
 from research.files import is_regular, move_aside, replaced_atomically, storage_errors
 from research.recording.metrics import NAME as METRICS
+from research.recording.metrics import parsed
 from research.recording.tensorboard import LOGGED as FOLDERS
 from research.recording.tensorboard import event_files
 
@@ -184,7 +184,7 @@ def _mended_lines(
     """The lines of a damaged metrics.jsonl, as far as possible, and a message on the repair."""
     found: dict[Point, bytes] = {}
     for line in content.splitlines():
-        values = _parsed(line)
+        values = parsed(line)
         if values is None:
             continue
         point = (values["split"], values["step"])
@@ -267,21 +267,9 @@ def _content(path: Path) -> bytes:
         raise InputError(f"{path}: can't be read ({error.strerror})") from error
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    """A line of metrics.jsonl, or None if it is damaged."""
-    try:
-        values = json.loads(line)
-        steps = type(values["step"]) is int and values["step"] >= 0 and "seconds" in values
-        numbers = [value for name, value in values.items() if name != "split"]
-        finite = all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
-        return values if values["split"] in FOLDERS and steps and finite else None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
-
-
 def _began(content: bytes, scalars: Mapping[Point, Event]) -> float:
     """An estimate of the wall time at which the run began, from which lines count seconds."""
-    lines = [values for line in content.splitlines() if (values := _parsed(line))]
+    lines = [values for line in content.splitlines() if (values := parsed(line))]
     offsets = [
         event.wall_time - values["seconds"]
         for values in lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from typing import Any
 from research.files import storage_errors
 
 NAME = "metrics.jsonl"
+# The splits that lines are about; TensorBoard's folders have the same names.
+SPLITS = TRAIN, VALIDATION = "train", "validation"
 # A line of the file: ``split``, ``step``, ``seconds``, and the measured values by name.
 Line = Mapping[str, Any]
 # Two runs with the same results differ in these.
@@ -63,6 +66,18 @@ class MetricsFile:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl as a dictionary, or None if it is damaged."""
+    try:
+        values = json.loads(line)
+        steps = type(values["step"]) is int and values["step"] >= 0 and "seconds" in values
+        numbers = [value for name, value in values.items() if name != "split"]
+        finite = all(type(x) in (int, float) and math.isfinite(x) for x in numbers)
+        return values if values["split"] in SPLITS and steps and finite else None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +131,7 @@ def _by_steps(lines: Sequence[Line]) -> dict[tuple[str, int, int], Line]:
     found, trained = {}, 0
     for line in lines:
         split, step = line["split"], line["step"]
-        found[split, trained if split == "train" else step, step] = line
-        if split == "train":
+        found[split, trained if split == TRAIN else step, step] = line
+        if split == TRAIN:
             trained = step
     return found

@@ -34,13 +34,15 @@ from research.recording.checkpoints import (
 from research.recording.logs import write_logs
 from research.recording.recorder import Recorder
 from research.recording.run_directory import (
+    FINISHED,
+    NON_FINITE,
     RunDirectory,
     create_directory,
     describe,
     write_command,
     write_config,
 )
-from research.recording.start import FINISHED, NON_FINITE, Start
+from research.recording.start import Start
 from research.recording.tensorboard import PROJECTOR_FILES, TEST, VALIDATION, Status
 from research.results.evaluation import Validation
 from research.results.selection import best, own, rank_by
@@ -308,6 +310,7 @@ def _options(start: Start) -> dict[str, Any]:
 def _texts(run: Path, start: Start, state: State) -> dict[str, str]:
     """The description of the run, in Markdown by subject, for TensorBoard."""
     environment = dict(start.environment)
+    environment.pop("defaults", None)
     git = environment.pop("git", None)
     commit = git.get("commit") if isinstance(git, dict) else None
     patch = _beginning(run / "uncommitted.diff")

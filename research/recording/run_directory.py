@@ -22,9 +22,13 @@ from research.recording.code import copy_code
 
 # The folder in a run directory that holds the experiment's code.
 CODE = "code"
+# What a run leaves that has finished, or became non-finite. A resumed run removes both first.
+FINISHED, NON_FINITE = "finished.json", "non_finite.json"
 # The name of a run directory until it is complete begins so.
-_NEW = ".new-run-"
+NEW = ".new-run-"
 _SECONDS_UNTIL_ABANDONED = 60
+# is_locked holds the lock for microseconds; lock waits as long for it.
+_SECONDS_FOR_ASKING = 0.2
 
 
 class RunDirectory:
@@ -104,7 +108,7 @@ def create_directory(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path.parent)
-        new = path.with_name(f"{_NEW}{uuid.uuid4().hex}")
+        new = path.with_name(f"{NEW}{uuid.uuid4().hex}")
         made.insert(0, new)
         new.mkdir()
         descriptor = lock(new)
@@ -189,13 +193,39 @@ def lock(path: Path) -> int:
         BlockingIOError: if another process has locked it.
         OSError: if it can't be locked.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor, until = os.open(path, os.O_RDONLY | os.O_DIRECTORY), time.monotonic()
+    until += _SECONDS_FOR_ASKING
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return descriptor
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
+    except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process has locked a directory by ``lock``, and so is at work on it.
+
+    The system answers only who tries to lock. The trial is a shared lock, released at once: it
+    disturbs no other that asks, and ``lock`` waits for it.
+
+    Raises:
+        OSError: if the directory can't be opened, or locked.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _free_names(experiment: str, seed: int) -> Iterator[Path]:
@@ -223,7 +253,7 @@ def _rename(new: Path, candidates: Iterator[Path]) -> Path:
 
 def _remove_abandoned(folder: Path) -> None:
     """Removes directories left by processes that were killed while they created a run."""
-    for path in folder.glob(f"{_NEW}*"):
+    for path in folder.glob(f"{NEW}*"):
         with contextlib.suppress(OSError):
             age = time.time() - path.stat().st_mtime
             if age > _SECONDS_UNTIL_ABANDONED:

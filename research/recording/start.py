@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from research.config import Config, decisive_options
+from research.config import Config, decisive_options, defaults_as_json
 from research.data.batches import Plan
 from research.data.dataset import HOLDOUT, TEST, Dataset
 from research.errors import InputError, one_line
@@ -27,16 +28,13 @@ from research.recording.checkpoints import (
 from research.recording.code import code_of
 from research.recording.environment import describe_environment, differences
 from research.recording.logs import Logs, read_logs
-from research.recording.run_directory import CODE
+from research.recording.run_directory import CODE, FINISHED
 from research.recording.source import uncommitted_changes
 from research.recording.tensorboard import VALIDATION
 from research.results.selection import best, own, rank_by, waited
 from research.training.optimizer import learning_rate_at
 from research.training.state import State
 
-FINISHED = "finished.json"
-# What a run leaves that became non-finite. A resumed run removes both first.
-NON_FINITE = "non_finite.json"
 # The learning rates of at most this many steps are compared.
 LEARNING_RATES_COMPARED = 200
 
@@ -97,6 +95,8 @@ def find_start(
     uncommitted = uncommitted_changes(experiment)
     environment = describe_environment(experiment, uncommitted)
     environment["data"] = {"source": data.source, "sha256": data.sha256()}
+    environment["defaults"] = defaults_as_json(type(config))
+    environment["began"] = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     identity = {
         "experiment": experiment.stem,
         "run": uuid.uuid4().hex,

@@ -12,7 +12,6 @@ from typing import Any
 from research.comparing.checkout import commit_named
 from research.comparing.comparison import Comparison, find, lock_comparison
 from research.comparing.page import (
-    duration,
     page,
     sentence,
     shown,
@@ -36,7 +35,7 @@ from research.comparing.rule import rule_of, smallest_difference
 from research.comparing.trainings import Trainers, cores_here
 from research.errors import InputError
 from research.files import replaced_atomically, storage_errors, write_json
-from research.printable import counted
+from research.printable import counted, duration
 from research.screen import Screen
 from research.signals import StopRequest
 from research.verbs import Compare

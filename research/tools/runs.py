@@ -1,0 +1,265 @@
+"""The verb ``runs``: every run as a row, and how to go on with those that have not finished."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from research.comparing.comparison import QUESTION
+from research.comparing.summary import ComparisonSummary, summarize_comparison
+from research.errors import InputError
+from research.printable import counted, duration, printable
+from research.recording.summary import Summary, is_run, summarize
+from research.screen import Screen
+from research.verbs import Runs, RunStatus
+
+from rich.cells import cell_len
+from rich.table import Table
+from rich.text import Text
+
+RUNS = Path("runs")
+# From this width on a run's options have a column of their own.
+WIDE = 110
+Found = Summary | ComparisonSummary
+STYLES = {
+    **{"running": "bold cyan", "finished": "green", "stopped": "yellow", "killed": "yellow"},
+    **{"failed": "bold red", "damaged": "bold red"},
+}
+
+
+def run(asked: Runs, screen: Screen) -> None:
+    """Finds, filters, sorts and prints.
+
+    Raises:
+        InputError: if a name is no folder and no experiment with runs.
+    """
+    paths = [_folder(name) for name in asked.where] or [RUNS]
+    runs, comparisons = find(paths)
+    found: list[Found] = [summarize(path) for path in runs]
+    found += [summarize_comparison(path) for path in comparisons]
+    shown = chosen(found, asked)
+    of_runs = [each for each in shown if isinstance(each, Summary)]
+    of_comparisons = [each for each in shown if isinstance(each, ComparisonSummary)]
+    if asked.json:
+        facts = {
+            "runs": [_plain(each) for each in of_runs],
+            "comparisons": [_plain(each) for each in of_comparisons],
+        }
+        print(json.dumps(facts, indent=2))
+        return
+    if not found:
+        places = " ".join(map(str, paths))
+        screen.say(
+            f"There is no run in {printable(places)} yet. Train one: "
+            "python experiments/mnist_cnn.py --epochs 1"
+        )
+    elif not shown:
+        there = ", ".join(sorted({e for each in found for e in _experiments(each)} - {""}))
+        screen.say(f"None of {counted(len(found), 'run')} is as asked. There are runs of {there}.")
+    if of_runs:
+        screen.console.print(run_table(of_runs, screen.console.width))
+    if of_comparisons:
+        screen.console.print(comparison_table(of_comparisons))
+    if waiting := [each for each in shown if each.go_on and each.status != "running"]:
+        screen.say("To go on:")
+        for each in waiting:
+            how = ": " if each.status in ("failed", "damaged") else " "
+            why = how.join(filter(None, [each.status, each.reason]))
+            screen.say(printable(f"  {each.go_on}  # {why}"))
+
+
+def _folder(name: str) -> Path:
+    for path in (Path(name), RUNS / name):
+        if os.path.isdir(path):
+            return path
+    raise InputError(f"{name}: no such folder, and no runs/{name}; name one that has runs in it")
+
+
+def find(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The run directories and the comparisons in folders; a comparison's runs if it is named."""
+    runs: dict[Path, None] = {}
+    comparisons: dict[Path, None] = {}
+    for path in paths:
+        for place, folders, files in os.walk(path):
+            folder = Path(place)
+            if QUESTION in files and folder != path:
+                comparisons[folder] = None
+                folders.clear()
+            elif is_run(folder, {*folders, *files}):
+                runs[folder] = None
+                folders.clear()
+            folders.sort()
+    return list(runs), list(comparisons)
+
+
+def chosen(found: Sequence[Found], asked: Runs) -> list[Found]:
+    """Those that were asked for, in the order that was asked for; what is unknown comes last."""
+    wanted = [
+        each
+        for each in found
+        if (not asked.status or each.status in asked.status)
+        and (asked.experiment is None or asked.experiment in _experiments(each))
+    ]
+    newest = sorted(wanted, key=lambda each: each.began or "", reverse=True)[: asked.last]
+
+    def key(each: Found) -> tuple[bool, Any]:
+        value: Any = {
+            "when": None,  # they are in this order already
+            "test": _accuracy(each, "test"),
+            "validation": _accuracy(each, "validation"),
+            "duration": each.seconds,
+            "experiment": " ".join(_experiments(each)),
+            "status": get_args(RunStatus).index(each.status),
+        }[asked.sort]
+        backwards = isinstance(value, float)
+        return value is None, 0 if value is None else -value if backwards else value
+
+    return sorted(newest, key=key)
+
+
+def _experiments(each: Found) -> list[str]:
+    return [each.experiment] if isinstance(each, Summary) else each.experiments
+
+
+def _accuracy(each: Found, split: str) -> float | None:
+    figures: Mapping[str, float] | None = getattr(each, split, None)
+    return None if figures is None else figures.get("accuracy")
+
+
+def run_table(runs: Sequence[Summary], width: int) -> Table:
+    """The runs as rows, within ``width``: directory, experiment and options, how they ended."""
+    title = "Runs, with the accuracy of the best validation and of the test"
+    wide = width >= WIDE
+    table = Table(title=title, title_justify="left", padding=0, show_lines=not wide)
+    columns = {
+        "status": [_status(each) for each in runs],
+        "validation": [_validation(each) for each in runs],
+        "test": [Text(_figure(each.test)) for each in runs],
+        "when": [Text(_when(each.began, " " if wide else "\n")) for each in runs],
+        "took": [Text("" if each.seconds is None else duration(each.seconds)) for each in runs],
+    }
+    columns = {heading: cells for heading, cells in columns.items() if any(map(str, cells))}
+    used = [max(cell_len(heading), *map(_width, cells)) for heading, cells in columns.items()]
+    room = width - sum(used) - len(used) - (3 if wide else 2)
+    paths = [Text(folded(_parts(each.run), "", room), "bold") for each in runs]
+    if wide:
+        room -= max(map(_width, paths))
+    abouts = [_about(each, room) for each in runs]
+    if wide:
+        columns = {"run": paths, "experiment and options": abouts, **columns}
+    else:
+        both = zip(paths, abouts, strict=True)
+        columns = {"run": [Text("\n").join(pair) for pair in both], **columns}
+    for heading in columns:
+        table.add_column(heading, overflow="fold")
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*cells)
+    return table
+
+
+def folded(parts: Sequence[str], between: str, room: int) -> str:
+    """The parts in lines that are broken between parts only, where they don't fit into ``room``."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if cell_len(lines[-1] + between + part) <= room:
+            lines[-1] += between + part
+        else:
+            lines.append(part)
+    return "\n".join(lines)
+
+
+def options_of(each: Summary) -> list[str]:
+    """The options of a run that differ from the defaults, as on its command line."""
+    found = [] if each.seed is None else [f"--seed {each.seed}"]
+    for name, value in each.changed.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            found.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words = map(_word, value if isinstance(value, list) else [value])
+            found.append(shlex.join([f"--{option}", *words]))
+    return found
+
+
+def _word(value: Any) -> str:
+    """A value as on the command line; a path below the working directory is relative to it."""
+    if isinstance(value, str):
+        return value.removeprefix(f"{Path.cwd()}/")
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _about(each: Summary, room: int) -> Text:
+    """The experiment and the options of a run, and what is damaged."""
+    parts = [printable(part) for part in filter(None, [each.experiment, *options_of(each)])]
+    text = Text(folded(parts, " ", room) if parts else "")
+    if each.status == "damaged" or not parts:
+        text.append(f"{chr(10) if parts else ''}{printable(each.reason)}", STYLES[each.status])
+    return text
+
+
+def _parts(path: Path) -> list[str]:
+    *folders, name = printable(path).split("/")
+    return [*(f"{folder}/" for folder in folders), name]
+
+
+def _width(text: Text) -> int:
+    return max(map(cell_len, str(text).splitlines()), default=0)
+
+
+def _status(each: Summary) -> Text:
+    text = Text(each.status, STYLES[each.status])
+    if each.status != "finished" and each.steps:
+        text.append(f"\n{each.step}/{each.steps}", "default")
+    return text
+
+
+def _validation(each: Summary) -> Text:
+    """The accuracy of the best validation, and the figure by which it is best."""
+    text = Text(_figure(each.validation))
+    figure = str(each.options.get("select_by", "")).partition(" ")[2]
+    if each.validation and figure != "accuracy":
+        text.append(f"\n{figure} {each.validation[figure]:.4f}")
+    return text
+
+
+def _figure(figures: Mapping[str, float] | None) -> str:
+    return f"{figures['accuracy']:.4f}" if figures and "accuracy" in figures else ""
+
+
+def _when(began: str | None, between: str) -> str:
+    """A time for people: Nov 28 16:15, or with the year if that was long ago."""
+    if began is None:
+        return ""
+    then = datetime.datetime.fromisoformat(began).astimezone()
+    days = (datetime.datetime.now().astimezone() - then).days
+    return then.strftime(f"%b %d{between}{'%H:%M' if days < 300 else '%Y'}")
+
+
+def comparison_table(comparisons: Sequence[ComparisonSummary]) -> Table:
+    """The comparisons as rows: directory and arms, status, verdicts, pairs, time."""
+    table = Table(title="Comparisons", title_justify="left", padding=0, show_lines=True)
+    table.add_column("comparison", overflow="fold")
+    table.add_column("status", no_wrap=True)
+    table.add_column("verdict", overflow="fold")
+    for heading in ("pairs", "when", "took"):
+        table.add_column(heading, justify="right", no_wrap=heading != "when")
+    for each in comparisons:
+        arms = " against ".join([*each.arms[1:], *each.arms[:1]]) if each.arms else each.reason
+        name = Text("\n").join([Text(printable(each.directory), "bold"), Text(printable(arms))])
+        verdicts = "\n".join(map(printable, each.verdicts))
+        took = "" if each.seconds is None else duration(each.seconds)
+        cells = [verdicts, str(each.pairs), _when(each.began, " "), took]
+        table.add_row(name, Text(each.status, STYLES[each.status]), *map(Text, cells))
+    return table
+
+
+def _plain(each: Found) -> dict[str, Any]:
+    """What is known as JSON values."""
+    fields = dataclasses.asdict(each)
+    return {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}
