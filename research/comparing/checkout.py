@@ -16,9 +16,8 @@ from research.comparing.question import Arm
 from research.errors import InputError, one_line
 from research.recording.source import commit_of, git, uncommitted_changes
 
-# The project's root, and what of the library no training imports.
+# The project's root.
 PROJECT = Path(research.__file__).parents[1]
-_APART = ("tools", "comparing", "__main__.py")
 NOW = "now"
 
 
@@ -155,17 +154,6 @@ def _check_out(commit: str, root: Path) -> None:
 def _commit(folder: Path) -> str | None:
     """The current commit of a folder that is the root of a git repository."""
     return commit_of(folder / "research") if os.path.lexists(folder / ".git") else None
-
-
-def library_sha256(root: Path) -> str:
-    """The SHA-256 of the library's files that trainings import."""
-    digest, package = hashlib.sha256(), root / "research"
-    for path in sorted(package.rglob("*.py")):
-        name = path.relative_to(package)
-        if name.parts[0] not in _APART:
-            content = path.read_bytes()
-            digest.update(f"{name.as_posix()} {len(content)}\n".encode() + content)
-    return digest.hexdigest()
 
 
 def code_sha256(folder: Path, names: Sequence[str] | None = None) -> dict[str, str] | None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from research.comparing.checkout import PROJECT, code_sha256, library_sha256
+from research.comparing.checkout import PROJECT, code_sha256
 from research.comparing.evidence import Outcome, Pair, read_outcome
 from research.comparing.question import Declared, Metric
 from research.comparing.rule import rule_of
@@ -29,6 +29,7 @@ from research.files import (
     storage_errors,
 )
 from research.processor import extensions
+from research.recording.code import library_sha256
 from research.recording.environment import PACKAGES, version
 from research.recording.run_directory import CODE, lock
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from research.comparing.checkout import Code, code_sha256, copy_code, library_sha256
+from research.comparing.checkout import Code, code_sha256, copy_code
 from research.comparing.comparison import (
     COMPARISONS,
     QUESTION,
@@ -49,6 +49,7 @@ from research.files import (
     storage_errors,
     write_sealed_json,
 )
+from research.recording.code import library_sha256
 from research.recording.environment import cpu_name
 from research.recording.run_directory import CODE, FINISHED, NON_FINITE, create_directory
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 import shlex
@@ -18,6 +17,7 @@ from research.comparing.rule import Rule
 from research.comparing.trainings import cores_here
 from research.errors import InputError, one_line
 from research.files import read_json
+from research.recording.code import difference
 from research.recording.run_directory import CODE
 
 # The most of a difference between two arms' code that a report has, in lines.
@@ -168,20 +168,10 @@ def code_difference(comparison: Comparison, challenger: int) -> str:
         roots = [folder / arm["root"] for arm in (ours, theirs)]
         names = {path.relative_to(root) for root in roots for path in root.glob("research/**/*.py")}
         pairs += [(roots[0] / name, roots[1] / name) for name in sorted(names)]
-    lines: list[str] = []
-    for before, after in pairs:
-        names_of_both = (before.name, after.name)
-        lines += difflib.unified_diff(_text(before), _text(after), *names_of_both, n=1)
+    lines = difference(pairs, context=1)
     if len(lines) > MOST_LINES:
         lines = [*lines[:MOST_LINES], f"... and {len(lines) - MOST_LINES} more lines\n"]
     return "".join(lines)
-
-
-def _text(file: Path) -> list[str]:
-    """The lines of a file; none if it is missing."""
-    if not file.is_file():
-        return []
-    return file.read_text(errors="replace").splitlines(keepends=True)
 
 
 def read_verdict(path: Path) -> dict[str, Any]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
+import hashlib
 import shutil
 import sys
 import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
 
 import research
 
 # What is no part of an experiment, wherever that stands: this package, and Python itself.
 APART = [Path(research.__file__).parent, Path(sysconfig.get_paths()["stdlib"]).resolve()]
+# The parts of the library that no training imports.
+NOT_TRAINED_WITH = ("tools", "comparing", "__main__.py")
 
 
 def code_of(experiment: Path) -> list[Path]:
@@ -47,3 +52,38 @@ def copy_code(experiment: Path, folder: Path) -> None:
         target = folder / path.relative_to(experiment.resolve().parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
+
+
+def library_sha256(root: Path) -> str:
+    """The SHA-256 of the library's files that trainings import."""
+    digest, package = hashlib.sha256(), root / "research"
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package)
+        if name.parts[0] not in NOT_TRAINED_WITH:
+            content = path.read_bytes()
+            digest.update(f"{name.as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def difference(pairs: Iterable[tuple[Path, Path]], context: int = 3) -> list[str]:
+    """The lines of a unified diff of files, with so many lines of context.
+
+    Args:
+        pairs: what is compared; a file that is missing has no lines.
+        context: number of lines around a change.
+    """
+    return [
+        line
+        for before, after in pairs
+        for line in difflib.unified_diff(
+            *(_lines(before), _lines(after), before.name, after.name), n=context
+        )
+    ]
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a file, each with its end; none if it is missing."""
+    if not file.is_file():
+        return []
+    lines = file.read_text(errors="replace").splitlines()
+    return [f"{line}\n" for line in lines]

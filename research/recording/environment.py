@@ -8,12 +8,15 @@ import os
 import platform
 import reprlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from research.recording.source import commit_of
 
 PACKAGES = ("tensorflow", "keras", "numpy", "tensorboard", "h5py")
+# The parts of a description that can change the last bits of a result.
+DECISIVE = ("python", "packages", "cpu", "cores", "devices", "threads", "flags")
 
 
 def describe_environment(source: Path, uncommitted: bytes) -> dict[str, Any]:
@@ -63,17 +66,31 @@ def differences(before: Any, now: dict[str, Any]) -> list[str]:
             since users can edit the file.
         now: from ``describe_environment``.
     """
-    found = []
     before = before if isinstance(before, dict) else {}
-    for part in ("python", "packages", "cpu", "cores", "devices", "threads", "flags"):
+    different = different_values(before, now)
+    found = [_difference(name, *values) for name, values in different.items()]
+    if before.get("git") != now.get("git"):
+        found.append("the code is at another commit, or has been edited")
+    return found
+
+
+def different_values(
+    before: dict[str, Any], now: dict[str, Any], parts: Sequence[str] = DECISIVE
+) -> dict[str, tuple[Any, Any]]:
+    """The values that differ between two descriptions, by name; None where there is none.
+
+    Args:
+        before, now: from ``describe_environment``, or from files that users can edit.
+        parts: the parts to compare.
+    """
+    found = {}
+    for part in parts:
         a, b = before.get(part), now.get(part)
         if isinstance(a, dict) and isinstance(b, dict):
             names = sorted(name for name in a | b if a.get(name) != b.get(name))
-            found += [_difference(name, a.get(name), b.get(name)) for name in names]
+            found |= {name: (a.get(name), b.get(name)) for name in names}
         elif a != b:
-            found.append(_difference(part, a, b))
-    if before.get("git") != now.get("git"):
-        found.append("the code is at another commit, or has been edited")
+            found[part] = (a, b)
     return found
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import research
 from research.config import Config, decisive_options, defaults_as_json
 from research.data.batches import Plan
 from research.data.dataset import HOLDOUT, TEST, Dataset
@@ -25,7 +26,7 @@ from research.recording.checkpoints import (
     newest_good,
     step_of,
 )
-from research.recording.code import code_of
+from research.recording.code import code_of, library_sha256
 from research.recording.environment import describe_environment, differences
 from research.recording.logs import Logs, read_logs
 from research.recording.run_directory import CODE, FINISHED
@@ -95,6 +96,7 @@ def find_start(
     uncommitted = uncommitted_changes(experiment)
     environment = describe_environment(experiment, uncommitted)
     environment["data"] = {"source": data.source, "sha256": data.sha256()}
+    environment["library"] = library_sha256(Path(research.__file__).parents[1])
     environment["defaults"] = defaults_as_json(type(config))
     environment["began"] = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     identity = {

@@ -41,6 +41,7 @@ class Summary:
         reason: why it failed, or what is damaged.
         experiment: the experiment's name.
         seed: the run's seed.
+        data: the SHA-256 of the data.
         options: all options.
         changed: the options that differ from the experiment's defaults. In a run that has not
             recorded its defaults: from those that all experiments have in common.
@@ -58,6 +59,7 @@ class Summary:
     reason: str = ""
     experiment: str = ""
     seed: int | None = None
+    data: str | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     changed: dict[str, Any] = dataclasses.field(default_factory=dict)
     step: int = 0
@@ -88,6 +90,7 @@ def summarize(run: Path) -> Summary:
         "running",
         experiment=str(config.get("experiment", "")),
         seed=config.get("seed"),
+        data=config.get("data_sha256"),
         options={name: value for name, value in config.items() if name not in _IDENTITY},
     )
     try:
@@ -196,8 +199,8 @@ def _with_end(known: Summary, log: str) -> Summary:
         gone = "its checkpoints are gone"
         return dataclasses.replace(known, status="damaged", reason=gone, go_on=None)
     # The program's own message is the last thing in the log.
-    _, _, error = log.rpartition("\nerror: ")
-    if error and "\nepoch " not in error:
+    _, found_error, error = log.rpartition("\nerror: ")
+    if found_error and "\nepoch " not in error:
         reason = " ".join(error.partition("\nThe whole traceback")[0].split())
         return dataclasses.replace(known, status="failed", reason=reason[:300])
     if stopped := re.search(r"^Stopped by (\w+) after (\d+) of (\d+) steps", log, re.M):

@@ -6,9 +6,10 @@ import subprocess
 from pathlib import Path
 
 from research.comparing import checkout
-from research.comparing.checkout import code_sha256, commit_named, copy_code, library_sha256
+from research.comparing.checkout import code_sha256, commit_named, copy_code
 from research.comparing.question import Arm
 from research.errors import InputError
+from research.recording.code import library_sha256
 from research.recording.source import commit_of, uncommitted_changes
 
 import pytest

@@ -1,0 +1,124 @@
+"""The verb ``diff``: what two runs have in common, in what they differ, where their metrics part."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from research.errors import InputError
+from research.printable import counted, printable
+from research.recording.code import difference
+from research.recording.metrics import NAME as METRICS
+from research.recording.summary import Summary, summarize
+from research.screen import Screen
+from research.tools.diff_facts import code_files, compared
+from research.verbs import Diff
+
+from rich.table import Table
+from rich.text import Text
+
+# A digest is shown by its first characters.
+DIGITS = 12
+
+
+def run(asked: Diff, screen: Screen) -> None:
+    """Compares and prints.
+
+    Raises:
+        InputError: if a directory is no run.
+    """
+    one, other = _summary(asked.one), _summary(asked.other)
+    found = compared(one, other)
+    code = "".join(difference(code_files(one, other))) if asked.code else ""
+    if asked.json:
+        print(json.dumps(found | ({"code": code} if asked.code else {}), indent=2))
+        return
+    for name, each in (("A", one), ("B", other)):
+        screen.say(printable(f"{name}: {each.run} ({each.experiment}, {each.status})"))
+    if found["same"]:
+        screen.say(f"The same: {', '.join(found['same'])}")
+    if found["unknown"]:
+        screen.say(f"Unknown, since not recorded: {', '.join(found['unknown'])}")
+    if found["different"]:
+        screen.console.print(difference_table(found["different"]))
+    if asked.code:
+        screen.say("\n".join(map(printable, code.splitlines())) or "The code is the same.")
+    if found["figures"]:
+        screen.console.print(figure_table(found["figures"], found["other_examples"]))
+    screen.say(metrics_in_words(found["metrics"]))
+    if (of := found["weights"]["of"]) is not None:
+        bits = "the same bits" if found["weights"]["same"] else "other bits"
+        screen.say(f"The weights in {of} have {bits}.")
+
+
+def _summary(path: Path) -> Summary:
+    found = summarize(path)
+    if not found.experiment:
+        raise InputError(f"{path}: no run ({found.reason}); name a run directory")
+    return found
+
+
+def difference_table(different: Mapping[str, Mapping[str, Sequence[Any]]]) -> Table:
+    """The subjects that differ, and the values of both runs."""
+    table = Table(title="Different", title_justify="left", padding=0)
+    for heading in ("", "", "A", "B"):
+        table.add_column(heading, overflow="fold")
+    for subject, pairs in different.items():
+        for number, (name, values) in enumerate(pairs.items()):
+            option = f"--{name.replace('_', '-')}" if subject == "options" else name
+            first = "" if number else subject
+            table.add_row(
+                first, *(Text(printable(cell)) for cell in (option, *map(_shown, values)))
+            )
+    return table
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    text = "" if value is None else str(value)
+    digest = len(text) in (40, 64) and set(text) <= set("0123456789abcdef")
+    return text[:DIGITS] if digest else text
+
+
+def figure_table(
+    figures: Mapping[str, Mapping[str, Sequence[Any]]], others: Sequence[str]
+) -> Table:
+    """The figures of both runs and their differences, for each split."""
+    table = Table(title="Figures", title_justify="left", padding=0)
+    table.add_column("figure", overflow="fold")
+    for heading in ("A", "B", "B - A"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for split, pairs in figures.items():
+        title = {"validation": "best validation", "test": "test"}[split]
+        table.add_row(Text(title + (", on other examples" if split in others else ""), "bold"))
+        for name, (one, other) in pairs.items():
+            both = one is not None and other is not None
+            form = "{:+d}" if isinstance(one, int) and isinstance(other, int) else "{:+.4f}"
+            cells = [_number(one), _number(other), form.format(other - one) if both else ""]
+            table.add_row(Text(printable(f"  {name}")), *cells)
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else str(value) if isinstance(value, int) else f"{value:.4f}"
+
+
+def metrics_in_words(found: Mapping[str, Any]) -> str:
+    """Where the metrics of two runs first differ."""
+    common, lines = found["common"], found["lines"]
+    if not common:
+        return f"{METRICS}: no lines about the same steps ({lines[0]} in A, {lines[1]} in B)"
+    rest = "" if lines == [common] * 2 else f"; A has {lines[0]} lines, B has {lines[1]}"
+    if (first := found["first_difference"]) is None:
+        return f"{METRICS}: all {counted(common, 'common line')} are the same{rest}"
+    one, other = (f"{value:.4f}" for value in first["values"])
+    if one == other:
+        one, other = map(str, first["values"])
+    where = f"step {first['step']} ({first['split']})"
+    return (
+        f"{METRICS}: first differs at {where}: {first['name']} {one} against {other}; "
+        f"{found['same']} of {counted(common, 'common line')} before it{rest}"
+    )
