@@ -1,4 +1,4 @@
-"""The verb ``diff``: what two runs have in common, in what they differ, where their metrics part."""
+"""The verb ``diff``: what two runs have in common, and in what they differ, in words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from research.recording.code import difference
 from research.recording.metrics import NAME as METRICS
 from research.recording.summary import Summary, summarize
 from research.screen import Screen
-from research.tools.diff_facts import code_files, compared
+from research.tools.diff_facts import Pairs, code_files, compared
 from research.verbs import Diff
 
 from rich.table import Table
@@ -37,8 +37,9 @@ def run(asked: Diff, screen: Screen) -> None:
         return
     for name, each in (("A", one), ("B", other)):
         screen.say(printable(f"{name}: {each.run} ({each.experiment}, {each.status})"))
-    if found["same"]:
-        screen.say(f"The same: {', '.join(found['same'])}")
+    others = ["all other options"] if "options" in found["different"] else []
+    if same := [*found["same"], *others]:
+        screen.say(f"The same: {', '.join(same)}")
     if found["unknown"]:
         screen.say(f"Unknown, since not recorded: {', '.join(found['unknown'])}")
     if found["different"]:
@@ -60,7 +61,7 @@ def _summary(path: Path) -> Summary:
     return found
 
 
-def difference_table(different: Mapping[str, Mapping[str, Sequence[Any]]]) -> Table:
+def difference_table(different: Mapping[str, Pairs]) -> Table:
     """The subjects that differ, and the values of both runs."""
     table = Table(title="Different", title_justify="left", padding=0)
     for heading in ("", "", "A", "B"):
@@ -68,10 +69,8 @@ def difference_table(different: Mapping[str, Mapping[str, Sequence[Any]]]) -> Ta
     for subject, pairs in different.items():
         for number, (name, values) in enumerate(pairs.items()):
             option = f"--{name.replace('_', '-')}" if subject == "options" else name
-            first = "" if number else subject
-            table.add_row(
-                first, *(Text(printable(cell)) for cell in (option, *map(_shown, values)))
-            )
+            cells = ("" if number else subject, option, *map(_shown, values))
+            table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
 
 
@@ -83,9 +82,7 @@ def _shown(value: Any) -> str:
     return text[:DIGITS] if digest else text
 
 
-def figure_table(
-    figures: Mapping[str, Mapping[str, Sequence[Any]]], others: Sequence[str]
-) -> Table:
+def figure_table(figures: Mapping[str, Pairs], others: Sequence[str]) -> Table:
     """The figures of both runs and their differences, for each split."""
     table = Table(title="Figures", title_justify="left", padding=0)
     table.add_column("figure", overflow="fold")
@@ -117,8 +114,9 @@ def metrics_in_words(found: Mapping[str, Any]) -> str:
     one, other = (f"{value:.4f}" for value in first["values"])
     if one == other:
         one, other = map(str, first["values"])
-    where = f"step {first['step']} ({first['split']})"
+    same = found["same"]
+    after = f"after {counted(same, 'common line')} the same" if same else "in the first common line"
     return (
-        f"{METRICS}: first differs at {where}: {first['name']} {one} against {other}; "
-        f"{found['same']} of {counted(common, 'common line')} before it{rest}"
+        f"{METRICS}: first differs at step {first['step']} ({first['split']}), {after}: "
+        f"{first['name']} {one} against {other}{rest}"
     )

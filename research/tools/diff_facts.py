@@ -61,8 +61,9 @@ def compared(one: Summary, other: Summary) -> dict[str, Any]:
         "data": _pairs(*({"sha256": each.data} for each in both)),
     }
     for subject, parts in ENVIRONMENT.items():
-        values = different_values(*environments, parts)
-        subjects[subject] = {name: list(pair) for name, pair in values.items()}
+        values = different_values(environments[0], environments[1], parts)
+        known = all(part in about for part in parts for about in environments)
+        subjects[subject] = {k: list(pair) for k, pair in values.items()} if known else None
     return {
         "runs": [
             {"run": str(each.run), "experiment": each.experiment, "status": each.status}
@@ -154,7 +155,8 @@ def _examples(both: tuple[Summary, Summary], split: str) -> list[tuple[Any, ...]
 
 
 def _figures(ours: Mapping[str, float] | None, theirs: Mapping[str, float] | None) -> Pairs:
-    names = {**(ours or {}), **(theirs or {})}.keys() - {"examples"}
+    # calibration_error stands in evaluation.json twice.
+    names = {**(ours or {}), **(theirs or {})}.keys() - {"examples", "calibration_error"}
     return {
         name: [(ours or {}).get(name), (theirs or {}).get(name)]
         for name in sorted(names, key=lambda name: (name not in ("accuracy", "loss"), name))
