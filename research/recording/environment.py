@@ -83,7 +83,7 @@ def different_values(
         before, now: from ``describe_environment``, or from files that users can edit.
         parts: the parts to compare.
     """
-    found = {}
+    found: dict[str, tuple[Any, Any]] = {}
     for part in parts:
         a, b = before.get(part), now.get(part)
         if isinstance(a, dict) and isinstance(b, dict):

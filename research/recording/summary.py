@@ -84,7 +84,7 @@ def summarize(run: Path) -> Summary:
         locked = is_locked(run)  # before the files, which are the last ones if it isn't
         config = _sealed(run / "config.json")
     except (OSError, ValueError) as error:
-        return Summary(run, "damaged", one_line(error)[:200])
+        return Summary(run, "damaged", getattr(error, "strerror", None) or one_line(error)[:200])
     known = Summary(
         run,
         "running",

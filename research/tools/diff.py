@@ -33,7 +33,7 @@ def run(asked: Diff, screen: Screen) -> None:
     found = compared(one, other)
     code = "".join(difference(code_files(one, other))) if asked.code else ""
     if asked.json:
-        print(json.dumps(found | ({"code": code} if asked.code else {}), indent=2))
+        print(json.dumps(found | ({"difference_of_code": code} if asked.code else {}), indent=2))
         return
     for name, each in (("A", one), ("B", other)):
         screen.say(printable(f"{name}: {each.run} ({each.experiment}, {each.status})"))
@@ -68,8 +68,11 @@ def difference_table(different: Mapping[str, Pairs]) -> Table:
         table.add_column(heading, overflow="fold")
     for subject, pairs in different.items():
         for number, (name, values) in enumerate(pairs.items()):
-            option = f"--{name.replace('_', '-')}" if subject == "options" else name
-            cells = ("" if number else subject, option, *map(_shown, values))
+            cells = ["" if number else subject, name, *map(_shown, values)]
+            if subject == "options":
+                cells[1] = f"--{name.replace('_', '-')}"
+            elif subject == "code":
+                cells[2:] = [f"{counted(lines, 'line')} of its own" for lines in values]
             table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
 

@@ -56,7 +56,7 @@ def compared(one: Summary, other: Summary) -> dict[str, Any]:
     subjects: dict[str, Pairs | None] = {
         "experiment": _pairs({"name": one.experiment}, {"name": other.experiment}),
         "options": _pairs(one.options, other.options),
-        "experiment's code": _code(one, other),
+        "code": _code(one, other),
         "library": _library(both, environments),
         "data": _pairs(*({"sha256": each.data} for each in both)),
     }
@@ -95,17 +95,12 @@ def code_files(one: Summary, other: Summary) -> list[tuple[Path, Path]]:
 
 
 def _code(one: Summary, other: Summary) -> Pairs:
-    """Of each file that differs: the lines that only the one run has, and only the other."""
+    """Of each file that differs: how many lines only the one run has, and only the other."""
     found: Pairs = {}
     for before, after in code_files(one, other):
-        lines = [line for line in difference([(before, after)], 0) if line[:3] not in _HEADS]
-        if lines:
-            counts = [sum(line[0] == sign for line in lines) for sign in "-+"]
-            found[after.name] = [f"{count} lines of its own" for count in counts]
+        if lines := difference([(before, after)], 0)[2:]:  # without the names of the files
+            found[after.name] = [sum(line[0] == sign for line in lines) for sign in "-+"]
     return found
-
-
-_HEADS = ("---", "+++")
 
 
 def _library(both: tuple[Summary, Summary], environments: list[dict[str, Any]]) -> Pairs | None:
@@ -118,11 +113,8 @@ def _library(both: tuple[Summary, Summary], environments: list[dict[str, Any]]) 
     if digests[0] == digests[1]:
         return {}
     commits = [(about.get("git") or {}).get("commit") for about in environments]
-    return {
-        "sha256": digests,
-        **({"commit": commits} if commits[0] != commits[1] else {}),
-        **changed,
-    }
+    found = {"digest": digests} | ({"commit": commits} if commits[0] != commits[1] else {})
+    return found | changed
 
 
 def _library_of(run: Path, environment: Mapping[str, Any]) -> dict[str, str] | None:
