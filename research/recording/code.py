@@ -1,21 +1,24 @@
-"""Copies an experiment's code into its run: its file, and the modules beside it that it imports."""
+"""Keeps the code of a run in its directory: the experiment's, and that of this library."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import shutil
 import sys
 import sysconfig
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import research
 
-# What is no part of an experiment, wherever that stands: this package, and Python itself.
-APART = [Path(research.__file__).parent, Path(sysconfig.get_paths()["stdlib"]).resolve()]
+PACKAGE = Path(research.__file__).parent
 # The parts of the library that no training imports.
 NOT_TRAINED_WITH = ("tools", "comparing", "__main__.py")
+# What is no part of an experiment, wherever that stands: this package, and Python itself.
+APART = [PACKAGE, Path(sysconfig.get_paths()["stdlib"]).resolve()]
 
 
 def code_of(experiment: Path) -> list[Path]:
@@ -87,3 +90,14 @@ def _lines(file: Path) -> list[str]:
         return []
     lines = file.read_text(errors="replace").splitlines()
     return [f"{line}\n" for line in lines]
+
+
+def copy_library(path: Path) -> None:
+    """Writes the Python files of this package to a zip archive, as ``research/...``.
+
+    Raises:
+        OSError: if a file can't be read or written.
+    """
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as file:
+        for source in filter(os.path.isfile, sorted(PACKAGE.rglob("*.py"))):
+            file.write(source, source.relative_to(PACKAGE.parent).as_posix())

@@ -11,19 +11,22 @@ import shlex
 import shutil
 import time
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from research.config import Config, config_as_json
-from research.errors import InputError, StorageError
-from research.files import storage_errors, sync, write_json, write_sealed_json
-from research.recording.code import copy_code
+from research.errors import InputError, StorageError, one_line
+from research.files import open_regular, sha256, storage_errors, sync, write_json, write_sealed_json
+from research.recording.code import copy_code, copy_library
 
 # The folder in a run directory that holds the experiment's code.
 CODE = "code"
 # What a run leaves that has finished, or became non-finite. A resumed run removes both first.
 FINISHED, NON_FINITE = "finished.json", "non_finite.json"
+# The folder and the file in a run directory that hold the experiment's code and the library's.
+CODE, LIBRARY = "code", "library.zip"
 # The name of a run directory until it is complete begins so.
 NEW = ".new-run-"
 _SECONDS_UNTIL_ABANDONED = 60
@@ -102,7 +105,7 @@ def create_directory(
         InputError: if the directory can't be created.
         StorageError: if a file can't be written; the directory does not exist then.
     """
-    candidates = iter([run_dir]) if run_dir is not None else _free_names(experiment, seed)
+    candidates = iter([run_dir]) if run_dir is not None else free_names(experiment, seed)
     path = next(candidates)
     made = [folder for folder in path.parents if not os.path.lexists(folder)]
     try:
@@ -171,7 +174,36 @@ def describe(
         if uncommitted:
             (folder / "uncommitted.diff").write_bytes(uncommitted)
         copy_code(experiment, folder / CODE)
+        copy_library(folder / LIBRARY)
+        environment = environment | {"code": code_sha256(folder)}
     write_json(folder / "environment.json", environment)
+
+
+def code_sha256(run: Path) -> dict[str, str]:
+    """The SHA-256 of each file of code in a run directory, by its path there.
+
+    Raises:
+        OSError: if a file is missing or can't be read.
+    """
+    files = [*(run / CODE).rglob("*.py"), run / LIBRARY]
+    return {path.relative_to(run).as_posix(): sha256(path) for path in sorted(files)}
+
+
+def read_code(run: Path) -> dict[str, bytes]:
+    """The code in a run directory by path: ``code/...``, and ``research/...`` of the library.
+
+    Raises:
+        OSError: if a file is missing or can't be read.
+        ValueError: if the archive of the library is damaged.
+    """
+    files = (run / CODE).rglob("*.py")
+    code = {path.relative_to(run).as_posix(): path.read_bytes() for path in files}
+    with open_regular(run / LIBRARY) as file:
+        try:
+            archive = zipfile.ZipFile(file)
+            return code | {name: archive.read(name) for name in archive.namelist()}
+        except Exception as error:  # a damaged archive leads to errors of many types
+            raise ValueError(f"{LIBRARY} is damaged ({one_line(error)[:100]})") from error
 
 
 def write_config(folder: Path, config: Config, identity: dict[str, str]) -> None:
@@ -228,7 +260,8 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def _free_names(experiment: str, seed: int) -> Iterator[Path]:
+def free_names(experiment: str, seed: int) -> Iterator[Path]:
+    """Names below ``runs/`` for a new run without ``--run-dir``, which takes the first free one."""
     folder, name = Path("runs") / experiment, f"{time.strftime('%Y%m%d-%H%M%S')}-{seed}"
     yield folder / name
     for number in itertools.count(2):

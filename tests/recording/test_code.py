@@ -7,8 +7,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from research.recording.code import PACKAGE
+from research.recording.run_directory import code_sha256, read_code
+
 import pytest
-from conftest import EXPERIMENTS, RunHere
+from conftest import EXPERIMENTS, REPOSITORY, RunHere
 
 
 @pytest.fixture
@@ -58,3 +61,14 @@ def test_an_edit_beside_the_experiment_is_said_when_a_run_is_resumed(
     (line,) = [line for line in result.stdout.splitlines() if "bit for bit" in line]
     assert "neighbour.py has been edited" in line
     assert "mine.py has been edited" not in line
+
+
+def test_the_library_is_kept_with_its_digest(finished_run: Path) -> None:
+    kept = read_code(finished_run)
+    library = {name: content for name, content in kept.items() if name.startswith("research/")}
+    there = {path.relative_to(REPOSITORY).as_posix(): path for path in PACKAGE.rglob("*.py")}
+    assert library == {name: path.read_bytes() for name, path in there.items()}
+    assert kept.keys() - library.keys() == {"code/mnist_cnn.py"}
+    environment = json.loads((finished_run / "environment.json").read_text())
+    assert environment["code"] == code_sha256(finished_run)
+    assert environment["code"].keys() == {"code/mnist_cnn.py", "library.zip"}
