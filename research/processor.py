@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -78,3 +79,9 @@ def extensions() -> frozenset[str]:
     lines = info.read_text().splitlines() if info.exists() else []
     found = [line for line in lines if line.lower().startswith(("flags", "features"))]
     return frozenset(found[0].partition(":")[2].split()) if found else frozenset()
+
+
+def vector_extensions() -> list[str]:
+    """The extensions for vectors and matrices, which decide how sums are divided into parts."""
+    names = re.compile("sse|avx|amx|fma|asimd|sve")
+    return sorted(name for name in extensions() if names.match(name))

@@ -28,7 +28,7 @@ from research.files import (
     sha256,
     storage_errors,
 )
-from research.processor import extensions
+from research.processor import vector_extensions
 from research.recording.code import library_sha256
 from research.recording.environment import PACKAGES, version
 from research.recording.run_directory import CODE, lock
@@ -66,7 +66,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
-        "processor": sorted(e for e in extensions() if re.match("sse|avx|amx|fma|asimd|sve", e)),
+        "processor": vector_extensions(),
         "variables": variables,
     }
 

@@ -8,15 +8,18 @@ import os
 import platform
 import reprlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from research.processor import vector_extensions
 from research.recording.source import commit_of
 
 PACKAGES = ("tensorflow", "keras", "numpy", "tensorboard", "h5py")
 # The parts of a description that can change the last bits of a result.
-DECISIVE = ("python", "packages", "cpu", "cores", "devices", "threads", "flags")
+DECISIVE = ("python", "packages", "cpu", "extensions", "cores", "devices", "threads", "flags")
+# The names of environment variables that decide how TensorFlow computes begin so.
+_FLAGS = ("TF_", "XLA_", "OMP_", "ONEDNN_", "CUDA_VISIBLE", "KERAS_")
 
 
 def describe_environment(source: Path, uncommitted: bytes) -> dict[str, Any]:
@@ -31,23 +34,13 @@ def describe_environment(source: Path, uncommitted: bytes) -> dict[str, Any]:
         0 means that TensorFlow decides; the number of threads changes the order of sums, and so the
         last bits of a result.
     """
-    import tensorflow as tf  # here, since what only reads descriptions has no need of it
+    import tensorflow as tf  # takes seconds; describe_system needs none
 
-    return {
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
-        "platform": platform.platform(),
-        "cpu": cpu_name(),
-        "cores": len(cores()) or os.cpu_count(),
+    return describe_system() | {
         "devices": [device.name for device in tf.config.list_logical_devices()],
         "threads": {
             "inter_op": tf.config.threading.get_inter_op_parallelism_threads(),
             "intra_op": tf.config.threading.get_intra_op_parallelism_threads(),
-        },
-        "flags": {
-            _unicode(name): _unicode(value)
-            for name, value in sorted(os.environ.items())
-            if name.startswith(("TF_", "XLA_", "OMP_", "ONEDNN_", "CUDA_VISIBLE", "KERAS_"))
         },
         "git": {
             "commit": commit_of(source),
@@ -55,6 +48,28 @@ def describe_environment(source: Path, uncommitted: bytes) -> dict[str, Any]:
         },
         "command": [_unicode(word) for word in (sys.executable or "python", *sys.orig_argv[1:])],
         "working_directory": _working_directory(),
+    }
+
+
+def describe_system() -> dict[str, Any]:
+    """The versions, the processor and the flags of ``describe_environment``."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "extensions": vector_extensions(),
+        "cores": len(cores()) or os.cpu_count(),
+        "flags": flags(os.environ),
+    }
+
+
+def flags(variables: Mapping[str, str]) -> dict[str, str]:
+    """Those of the environment variables that decide how TensorFlow computes."""
+    return {
+        _unicode(name): _unicode(value)
+        for name, value in sorted(variables.items())
+        if name.startswith(_FLAGS)
     }
 
 
@@ -89,7 +104,13 @@ def different_values(
         if isinstance(a, dict) and isinstance(b, dict):
             names = sorted(name for name in a | b if a.get(name) != b.get(name))
             found |= {name: (a.get(name), b.get(name)) for name in names}
-        elif a != b:
+        elif part == "extensions" and isinstance(a, list) and isinstance(b, list):
+            # Of some dozens only those that one processor has and the other has not.
+            only_one = {str(name) for name in a} ^ {str(name) for name in b}
+            one, other = (" ".join(sorted(only_one & set(map(str, c)))) for c in (a, b))
+            found |= {part: (one or "none", other or "none")} if only_one else {}
+        elif a != b and not (part == "extensions" and None in (a, b)):
+            # Earlier versions have not written the extensions.
             found[part] = (a, b)
     return found
 

@@ -92,6 +92,8 @@ def test_differences_name_what_has_changed(tmp_path: Path) -> None:
     assert found[1] == f"cores 64 is now {now['cores']}"
     assert found[3:] == ["the code is at another commit, or has been edited"]
     assert all(len(line) < 300 for line in found)
+    same_name = now | {"extensions": [*now["extensions"], "other_instructions"]}
+    assert differences(same_name, now) == ["the processors differ in other_instructions"]
     nested: Any = []
     for _ in range(100_000):
         nested = [nested]
