@@ -26,11 +26,15 @@ class StopRequest:
     evaluation, runs in the context ``leaving``, which a signal ends at once. If SIGHUP is ignored,
     as under ``nohup``, it stays ignored.
 
+    Args:
+        say: whether to say on standard output that a signal came.
+
     Attributes:
         signal: the first signal that came, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, say: bool = True) -> None:
+        self._say = say
         self.signal: signal.Signals | None = None
         self._leaving = False
 
@@ -85,7 +89,7 @@ class StopRequest:
             self.signal = signal.Signals(number)
             # os.write, not print: Python's streams may be in use at this instant.
             with contextlib.suppress(OSError):
-                os.write(1, f"\nStopping after {self.signal.name}.\n".encode())
+                os.write(1, f"\nStopping after {self.signal.name}.\n".encode() * self._say)
         if self._leaving:
             self._leaving = False
             raise _GiveUp

@@ -207,6 +207,26 @@ class Replay:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rerun:
+    """Do a run again, in the code of then, and say whether every bit is the same.
+
+    Code, options and seed are those that the run's directory keeps. A run that was stopped is done
+    again up to its last checkpoint. The exit status is 0 if every bit is the same, and 1 if one
+    differs. This runs the code in the directory: rerun only runs that you trust.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """A run directory; it is not changed."""
+    data: Path | None = None
+    """The run's data, where they have been moved: a Keras-style .npz or a folder of IDX files."""
+    run_dir: Path | None = None
+    """The directory to create for the new run, or that of a rerun that was stopped, which goes on.
+    Default: runs/EXPERIMENT/TIME-SEED."""
+    json: bool = False
+    """Print JSON, and not what the training shows."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Bench:
     """Measure steps per second, or minutes, beside Keras fit. Let nothing else run.
 
@@ -265,4 +285,4 @@ class Board:
         require("port", self.port, 0 <= (self.port or 0) < 65536, "give 0 to 65535")
 
 
-Verb = Evaluate | Predict | Verify | Compare | Runs | Diff | Replay | Bench | Board
+Verb = Evaluate | Predict | Verify | Compare | Runs | Diff | Rerun | Replay | Bench | Board

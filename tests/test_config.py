@@ -53,7 +53,7 @@ def test_without_a_verb_the_verbs_are_named(arguments: list[str], run_here: RunH
     assert result.stderr.count("\n") == 1
     for words in (
         "error: ",
-        "evaluate, predict, verify, compare, runs, diff, replay, bench, board",
+        "evaluate, predict, verify, compare, runs, diff, rerun, replay, bench, board",
         *arguments,
     ):
         assert words in result.stderr

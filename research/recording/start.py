@@ -99,6 +99,7 @@ def find_start(
     environment["library"] = library_sha256(Path(research.__file__).parents[1])
     environment["defaults"] = defaults_as_json(type(config))
     environment["began"] = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    environment["files"] = files_sha256(config)
     identity = {
         "experiment": experiment.stem,
         "run": uuid.uuid4().hex,
@@ -126,11 +127,16 @@ def find_start(
 
 def name_of_run(identity: dict[str, str], config: Config) -> str:
     """The name of a run, its data, its options and the files they name; checkpoints hold it."""
-    options = decisive_options(config)
-    values = [getattr(config, name) for name in options]
-    files = [sha256(value) for value in values if isinstance(value, Path) and os.path.isfile(value)]
+    options, files = decisive_options(config), files_sha256(config).values()
     facts = [identity["run"], identity["data_sha256"], options, *files]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def files_sha256(config: Config) -> dict[str, str]:
+    """The SHA-256 of each file that a decisive option names, by its path."""
+    paths = [getattr(config, name) for name in decisive_options(config)]
+    files = [path for path in paths if isinstance(path, Path) and os.path.isfile(path)]
+    return {str(path.resolve()): sha256(path) for path in files}
 
 
 def _finished(start: Start, run: Path, plan: Plan) -> str | None:
