@@ -436,7 +436,7 @@ def test_two_replicas_train_as_one_does_but_for_rounding(
             one, two = (end[key] - before for end in ends)
             apart, changed = np.linalg.norm(two - one), np.linalg.norm(one)
             assert apart <= 0.05 * changed, f"{key}: changed by {changed}, {apart} apart"
-            compared += changed > 0
+            compared += int(changed > 0)
     assert compared >= 8
 
 
