@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,15 @@ DASHBOARDS = (
         clicks=("text=Overview Page", "mat-option:has-text('Trace Viewer')"),
     ),
 )
+# The bands of a comparison of two arms.
+BANDS = Dashboard(
+    "custom_scalars",
+    (
+        "tf-custom-scalar-margin-chart-card svg path",
+        "tf-card-heading:has-text('validation loss, mean ± sd')",
+        "text=Matches (2)",
+    ),
+)
 # The Profile dashboard's viewer reports errors when it can't reach the internet, and errors of its
 # own navigation. No other dashboard may report any.
 VIEWER_COMPLAINS = ("gstatic", "googleapis", "ERR_NAME_NOT_RESOLVED", "XProf Error")
@@ -101,13 +110,19 @@ def board(*runs: Path) -> Iterator[str]:
             process.terminate()
 
 
-def photograph(address: str, folder: Path, names: list[str] | None = None) -> list[str]:
+def photograph(
+    address: str,
+    folder: Path,
+    names: list[str] | None = None,
+    dashboards: Sequence[Dashboard] = DASHBOARDS,
+) -> list[str]:
     """Opens each dashboard, waits for its content, and saves a screenshot.
 
     Args:
         address: TensorBoard's address.
         folder: where the screenshots go, as ``<dashboard>.png``.
         names: the names of the dashboards to open; None opens all.
+        dashboards: the dashboards that there are.
 
     Returns:
         A line for each missing element and for each error that the browser reported.
@@ -119,7 +134,7 @@ def photograph(address: str, folder: Path, names: list[str] | None = None) -> li
         # The projector needs WebGL; these flags provide WebGL without a graphics processor.
         flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
         browser = playwright.chromium.launch(executable_path=chromium(), args=flags)
-        for dashboard in DASHBOARDS:
+        for dashboard in dashboards:
             if names is not None and dashboard.name not in names:
                 continue
             page = browser.new_page(viewport={"width": 1240, "height": 900})

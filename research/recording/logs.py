@@ -21,7 +21,7 @@ from research.files import is_regular, move_aside, replaced_atomically, storage_
 from research.recording.metrics import NAME as METRICS
 from research.recording.metrics import parsed
 from research.recording.tensorboard import LOGGED as FOLDERS
-from research.recording.tensorboard import event_files
+from research.recording.tensorboard import event_files, write_events
 
 import numpy as np
 import tensorflow as tf
@@ -165,14 +165,7 @@ def write_logs(logs: Logs, run: Path) -> None:
                 # TensorBoard reads in the order of names; this name precedes those of writers.
                 first = f"events.out.tfevents.{int(events[0].wall_time):010d}.0"
                 target = min([run / split / first, *files])
-                with (
-                    replaced_atomically(target) as partial,
-                    tf.io.TFRecordWriter(str(partial)) as file,
-                ):
-                    version = Event(wall_time=events[0].wall_time, file_version="brain.Event:2")
-                    for event in (version, *events):
-                        file.write(event.SerializeToString())
-                    file.flush()
+                write_events(target, events)
                 files = [path for path in files if path != target]
             for path in files:
                 path.unlink()

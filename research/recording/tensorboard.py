@@ -6,7 +6,7 @@ import contextlib
 import io
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from google.protobuf import text_format
 from PIL import Image
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import summary as custom_scalar
@@ -353,3 +354,16 @@ def _sprite(images: Array, side: int) -> Image.Image:
 def event_files(folder: Path) -> list[Path]:
     """TensorBoard's files in a folder."""
     return list(folder.glob("events.out.tfevents.*"))
+
+
+def write_events(path: Path, events: Sequence[Event]) -> None:
+    """Writes events, one or more, as one of TensorBoard's files, atomically.
+
+    Raises:
+        OSError, tf.errors.OpError: if the file can't be written.
+    """
+    version = Event(wall_time=events[0].wall_time, file_version="brain.Event:2")
+    with replaced_atomically(path) as partial, tf.io.TFRecordWriter(str(partial)) as file:
+        for event in (version, *events):
+            file.write(event.SerializeToString())
+        file.flush()

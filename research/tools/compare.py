@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from typing import Any
 
+from research.comparing.bands import write_bands
 from research.comparing.checkout import commit_named
 from research.comparing.comparison import Comparison, find, lock_comparison
 from research.comparing.page import (
@@ -143,12 +145,16 @@ def _leave(asked: Compare, there: Comparison, found: dict[str, Any], screen: Scr
             path = there.path / name
             with storage_errors(path), replaced_atomically(path) as partial:
                 partial.write_bytes(content)
+    bands = write_bands(there, found)
     if asked.json:
         print(json.dumps(found, indent=2))
         return
     _show(found, screen)
     if found["pairs"]:
         screen.say(f"The page for people: {there.path / 'verdict.md'}")
+    if bands is not None:
+        command = shlex.join(["python", "-m", "research", "board", str(bands)])
+        screen.say(f"Mean ± sd over the steps, in TensorBoard's Custom Scalars: {command}")
 
 
 def _judge_again(asked: Compare, screen: Screen) -> None:
