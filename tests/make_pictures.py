@@ -2,11 +2,11 @@
 
 ``tests/test_board.py`` checks with them that each dashboard shows its content. The command
 
-    python tests/make_pictures.py RUN
+    python tests/make_pictures.py RUN BANDS
 
 makes the README's pictures, in ``experiments/pictures/``. RUN is the directory of a finished run,
-preferably of twelve epochs on MNIST. Both need ``pip install -e ".[browser]"`` and Chromium
-(Debian's package is ``chromium``).
+preferably of twelve epochs on MNIST. BANDS is ``bands/`` of a comparison of two arms. All need
+``pip install -e ".[browser]"`` and Chromium (Debian's package is ``chromium``).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ DASHBOARDS = (
 BANDS = Dashboard(
     "custom_scalars",
     (
-        "tf-custom-scalar-margin-chart-card svg path",
+        "tf-custom-scalar-margin-chart-card svg path.area",
         "tf-card-heading:has-text('validation loss, mean ± sd')",
         "text=Matches (2)",
     ),
@@ -189,13 +189,17 @@ def main() -> None:
     """Makes the README's pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="the directory of a finished run")
-    run = parser.parse_args().run
+    parser.add_argument("bands", type=Path, help="the directory bands/ of a comparison")
+    asked = parser.parse_args()
     if (reason := why_not()) is not None:
         sys.exit(f"error: {reason}")
     names = ["timeseries", "custom_scalars", "images", "graphs"]
-    with board(run) as address:
-        problems = photograph(address, PICTURES, names)
-    for name in names:
+    with board(asked.bands) as address:
+        problems = photograph(address, PICTURES, dashboards=[BANDS])
+    (PICTURES / "custom_scalars.png").replace(PICTURES / "bands.png")
+    with board(asked.run) as address:
+        problems += photograph(address, PICTURES, names)
+    for name in [*names, "bands"]:
         shrink(PICTURES / f"{name}.png")
     sys.exit("\n".join(problems) or None)
 

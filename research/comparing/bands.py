@@ -41,9 +41,9 @@ def write_bands(comparison: Comparison, found: Mapping[str, Any]) -> Path | None
     band has the steps that all of its seeds have: where arms or seeds train for different lengths,
     each band ends with the arm's shortest training. An arm with fewer than two seeds has no band.
 
-    The folder of an arm's bands names the number of seeds, since TensorBoard never takes back
-    what it has read: one that is open shows the bands of more seeds beside or in place of the old
-    ones, never as one curve.
+    The folder of an arm's bands names the number of seeds: TensorBoard never reads a file again, so
+    that one that is open would show the old bands in a folder of the same name. It drops a folder
+    that is gone.
 
     Args:
         comparison: the comparison, locked.

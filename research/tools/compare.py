@@ -154,7 +154,7 @@ def _leave(asked: Compare, there: Comparison, found: dict[str, Any], screen: Scr
         screen.say(f"The page for people: {there.path / 'verdict.md'}")
     if bands is not None:
         command = shlex.join(["python", "-m", "research", "board", str(bands)])
-        screen.say(f"Mean ± sd over the steps, in TensorBoard's Custom Scalars: {command}")
+        screen.say(f"Mean ± sd by step, in Custom Scalars: {command}")
 
 
 def _judge_again(asked: Compare, screen: Screen) -> None:

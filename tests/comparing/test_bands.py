@@ -139,9 +139,9 @@ def test_bands_of_more_seeds_replace_the_others(tmp_path: Path) -> None:
 def made_up(seed: int, arm: int) -> list[Line]:
     """A training of 60 steps and 5 epochs."""
     rng = np.random.default_rng([seed, arm])
-    lines = []
+    lines, level = [], 0.1 + 0.1 * rng.random()
     for step in range(4, 61, 4):
-        loss = 2.3 * math.exp(-step / (15 + 5 * arm)) + 0.1 + abs(0.03 * rng.normal())
+        loss = 2.3 * math.exp(-step / (15 + 5 * arm)) + level + 0.1 * rng.random()
         figures = {"loss": loss, "accuracy": 1 - loss / 3}
         lines.append(line("train", step, **figures))
         if step % 12 == 0:

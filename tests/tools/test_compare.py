@@ -17,6 +17,8 @@ from research.data.dataset import Dataset
 
 import pytest
 from conftest import EXPERIMENTS, REPOSITORY, RunHere, contents, make_split, save_npz
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 MNIST_CNN = str(EXPERIMENTS / "mnist_cnn.py")
 SMALL = ("--epochs", "1", "--batch-size", "32", "--dense-width", "8", "--holdout", "50")
@@ -29,6 +31,17 @@ def without_times(verdict: dict[str, Any]) -> dict[str, Any]:
 def comparison(folder: Path) -> Path:
     (found,) = (folder / "runs" / "compare").iterdir()
     return found
+
+
+def scalars(folder: Path) -> dict[str, list[float]]:
+    """The values of each scalar in TensorBoard's files."""
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    events.Reload()
+    return {
+        tag: [float(make_ndarray(point.tensor_proto)) for point in events.Tensors(tag)]
+        for tag in events.Tags()["tensors"]
+        if events.SummaryMetadata(tag).plugin_data.plugin_name == "scalars"
+    }
 
 
 def test_an_experiment_against_itself_is_identical(
@@ -55,6 +68,14 @@ def test_an_experiment_against_itself_is_identical(
         assert not (run / "test").exists()
     for name in ("verdict.md", "differences.png"):
         assert (there / name).stat().st_size > 100
+
+    # Arms of the same bits have the same bands; the last line says how to see them.
+    folders = sorted((there / "bands").iterdir())
+    assert [folder.name[-8:] for folder in folders] == ["-2-seeds"] * 2
+    ours, theirs = (scalars(folder) for folder in folders)
+    assert ours == theirs and "bands/validation/accuracy/mean" in ours
+    last = result.stdout.splitlines()[-1]
+    assert last.endswith(f"python -m research board {(there / 'bands').relative_to(tmp_path)}")
 
     # The same command finds the verdict, and trains nothing.
     before = contents(there)
