@@ -31,8 +31,8 @@ class Outcome:
     """What a training has come to.
 
     Attributes:
-        figures: all numbers evaluated on the held-out examples; None if a value became NaN or
-            infinite during training.
+        figures: all numbers evaluated on the held-out examples, or on the test set; None if a value
+            became NaN or infinite during training.
         weights: SHA-256 of the exported weights; None without figures.
     """
 
@@ -75,8 +75,12 @@ class Finding:
     still: Forecast | None
 
 
-def read_outcome(run: Path) -> Outcome | None:
+def read_outcome(run: Path, split: str = HOLDOUT) -> Outcome | None:
     """What a run directory has come to; None as long as it can be resumed.
+
+    Args:
+        run: the run directory, which may be missing.
+        split: the figures are those on ``holdout``, or on ``test``.
 
     Raises:
         InputError: if the files of a finished run have been changed.
@@ -89,7 +93,7 @@ def read_outcome(run: Path) -> Outcome | None:
         for name, digest in read_sealed_json(run / FINISHED)["files"].items():
             if sha256(run / name) != digest:
                 raise ValueError(f"{name} has been changed since it was written")
-        figures = numbers(read_json(run / "evaluation.json")[HOLDOUT])
+        figures = numbers(read_json(run / "evaluation.json")[split])
         return Outcome(figures, weights_sha256(run / "mnist.h5"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(

@@ -19,6 +19,8 @@ from research.comparing import serve
 from research.errors import InputError, StorageError
 from research.recording.environment import cores
 
+import tensorflow as tf
+
 # A training that was killed so often in a row is not repeated any more.
 MOST_KILLS = 5
 _SECONDS_TO_CLOSE = 35
@@ -282,6 +284,13 @@ def _cores(place: int, workers: int, threads: int) -> list[int]:
 def cores_here() -> int:
     """The number of cores that this process may use."""
     return len(cores()) or os.cpu_count() or 1
+
+
+def trainings_at_a_time(threads: int) -> int:
+    """As many as the cores have room for; one where there is a GPU, which they would share."""
+    if tf.config.list_physical_devices("GPU"):
+        return 1
+    return max(1, cores_here() // threads)
 
 
 def _lives(pid: int) -> bool:

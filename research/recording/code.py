@@ -16,7 +16,7 @@ import research
 
 PACKAGE = Path(research.__file__).parent
 # The parts of the library that no training imports.
-NOT_TRAINED_WITH = ("tools", "comparing", "__main__.py")
+NOT_TRAINED_WITH = ("tools", "comparing", "study.py", "__main__.py")
 # What is no part of an experiment, wherever that stands: this package, and Python itself.
 APART = [PACKAGE, Path(sysconfig.get_paths()["stdlib"]).resolve()]
 

@@ -34,7 +34,7 @@ from research.comparing.question import (
 )
 from research.comparing.report import again, judged, pairs_of, read_verdict, verdict
 from research.comparing.rule import rule_of, smallest_difference
-from research.comparing.trainings import Trainers, cores_here
+from research.comparing.trainings import Trainers, trainings_at_a_time
 from research.errors import InputError
 from research.files import replaced_atomically, storage_errors, write_json
 from research.printable import counted, duration
@@ -42,7 +42,6 @@ from research.screen import Screen
 from research.signals import StopRequest
 from research.verbs import Compare
 
-import tensorflow as tf
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
@@ -205,13 +204,6 @@ def _show(found: dict[str, Any], screen: Screen) -> None:
         screen.say(sentence(found, number))
         if finding["pairs"]:
             screen.say(more(found, number))
-
-
-def trainings_at_a_time(threads: int) -> int:
-    """As many as the cores have room for; one where there is a GPU, which they would share."""
-    if tf.config.list_physical_devices("GPU"):
-        return 1
-    return max(1, cores_here() // threads)
 
 
 def cost_text(plan: Plan, workers: int, most_pairs: int) -> str:

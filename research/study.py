@@ -1,0 +1,210 @@
+"""A study: many trainings of one experiment, in one directory, each counted once."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from research.comparing.checkout import PROJECT, code_sha256, copy_code, library_sha256
+from research.comparing.comparison import lock_comparison
+from research.comparing.evidence import Outcome, read_outcome
+from research.comparing.pairs import last_words
+from research.comparing.question import Arm
+from research.comparing.trainings import Task, Trainers, trainings_at_a_time
+from research.data.dataset import TEST
+from research.errors import InputError, StorageError, one_line
+from research.files import (
+    read_sealed_json,
+    replaced_atomically,
+    storage_errors,
+    write_sealed_json,
+)
+from research.recording.run_directory import CODE
+from research.screen import Screen
+from research.signals import StopRequest
+from research.stderr import show_error
+
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+STUDY = "study.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """Trainings that belong together.
+
+    Attributes:
+        directory: holds study.json, ``code/`` (the copy of the code that all trainings run), and
+            for each training a run directory and a text file with what it printed.
+        experiment: the experiment's file.
+        trainings: each training's options, by the name of its run directory.
+        split: the split on which the trainings end: ``test``, or ``holdout``.
+        threads: number of threads of each training.
+    """
+
+    directory: Path
+    experiment: Path
+    trainings: Mapping[str, Sequence[str]]
+    split: str = TEST
+    threads: int = 1
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """What the trainings have come to that have ended.
+
+        Raises:
+            InputError: if the files of a finished run have been changed.
+        """
+        found = {name: read_outcome(self.directory / name, self.split) for name in self.trainings}
+        return {name: outcome for name, outcome in found.items() if outcome is not None}
+
+
+def train(study: Study, screen: Screen, workers: int | None = None) -> int:
+    """Runs the trainings that are missing, in their order, and resumes those that were killed.
+
+    A training that became non-finite has ended, too.
+
+    Args:
+        study: what to train; more trainings may be added to a study that has begun.
+        screen: shows a line for each training, and a progress bar on a terminal.
+        workers: number of trainings at a time; None takes as many as the cores have room for.
+
+    Returns:
+        The exit status: 0 if all trainings have ended; 128 plus a signal's number if a signal
+        stopped them. The same call then goes on.
+
+    Raises:
+        InputError: if the directory holds something else, or another process is at work on it.
+        StorageError: if a training fails, or a file can't be written.
+    """
+    fields = _declare(study)
+    with storage_errors(study.directory):
+        study.directory.mkdir(parents=True, exist_ok=True)
+    lock = lock_comparison(study.directory, screen.say)
+    try:
+        write_sealed_json(study.directory / STUDY, fields)
+        root, file = _copied_code(study)
+        done = study.outcomes()
+        tasks = iter(
+            Task(name, name, root, file, options, study.directory / name)
+            for name, options in study.trainings.items()
+            if name not in done
+        )
+        workers = workers or trainings_at_a_time(study.threads)
+        return _train(study, tasks, len(done), workers, lock, screen)
+    finally:
+        os.close(lock)
+
+
+def _train(
+    study: Study, tasks: Iterator[Task], done: int, workers: int, lock: int, screen: Screen
+) -> int:
+    total = len(study.trainings)
+    screen.say(f"{done} of {total} trainings are done; the others go to {study.directory}")
+    with (
+        StopRequest() as stop,
+        _progress(screen) as progress,
+        Trainers(workers, study.threads, study.directory, lock) as trainers,
+    ):
+        bar = progress.add_task("trainings", total=total, completed=done)
+        while done < total and not stop.is_set():
+            while trainers.has_room() and (task := next(tasks, None)) is not None:
+                trainers.start(task)
+            for ended in trainers.wait(1):
+                outcome = read_outcome(ended.task.run, study.split)
+                if outcome is None:
+                    why = f"{last_words(ended)}; see {ended.task.output}"
+                    raise StorageError(f"{why}, then give the command again")
+                done += 1
+                progress.update(bar, completed=done)
+                said = f"{_result(outcome)}  {ended.seconds:.0f} s"
+                screen.say(f"{done:>{len(str(total))}}/{total}  {ended.task.name}  {said}")
+    if stop.is_set():
+        screen.say(f"Stopped by {stop} after {done} of {total}; the same command goes on.")
+        return stop.exit_status
+    return 0
+
+
+def _declare(study: Study) -> dict[str, Any]:
+    """The content of study.json, from the study and from the trainings that are there already.
+
+    Raises:
+        InputError: if the directory holds something else than this study.
+    """
+    file, directory = study.experiment.resolve(), study.directory
+    fields: dict[str, Any] = {
+        "experiment": file.name,
+        "code": code_sha256(file.parent, [file.name]),
+        "library": library_sha256(PROJECT),
+        "threads": study.threads,
+        "trainings": {name: list(options) for name, options in study.trainings.items()},
+    }
+    elsewhere = "name another --directory"
+    try:
+        there = read_sealed_json(directory / STUDY)
+    except FileNotFoundError:
+        if os.path.lexists(directory) and (not directory.is_dir() or any(directory.iterdir())):
+            raise InputError(f"{directory}: it is no study; {elsewhere}") from None
+        return fields
+    except (OSError, ValueError) as error:
+        reason = f"its {STUDY} can't be read ({one_line(error)[:100]})"
+        raise InputError(f"{directory}: {reason}; {elsewhere}") from error
+    before, now = there.pop("trainings"), fields["trainings"]
+    changed = [name for name in there if there[name] != fields[name]]
+    changed += [
+        f"the options of {name}" for name in before if now.get(name, before[name]) != before[name]
+    ]
+    if changed:
+        what = ", ".join(changed[:2])
+        raise InputError(
+            f"{directory}: it was begun with other {what}; put it back, or {elsewhere}"
+        )
+    return fields | {"trainings": before | now}
+
+
+def _copied_code(study: Study) -> tuple[Path, Path]:
+    """The copy of the project that the trainings run, and the experiment's file in it."""
+    arm, place = Arm(study.experiment.name, None, study.experiment, ()), study.directory / CODE
+    with storage_errors(place):
+        if not place.is_dir():
+            with replaced_atomically(place) as partial:
+                copy_code([arm], [None], partial)
+        (code,) = copy_code([arm], [None], place)  # where it is; the copy itself stays
+    return code.root, code.file
+
+
+def _result(outcome: Outcome) -> str:
+    if outcome.figures is None:
+        return "non-finite"
+    return f"error {100 * (1 - outcome.figures['accuracy']):.2f}%"
+
+
+def _progress(screen: Screen) -> Progress:
+    return Progress(
+        *Progress.get_default_columns(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=screen.console,
+        disable=not screen.console.is_terminal,
+        transient=True,
+    )
+
+
+def main(work: Callable[[Screen], int]) -> NoReturn:
+    """Runs a study's program and exits, with the statuses of the verbs."""
+    status, message = 0, ""
+    with Screen() as screen:
+        try:
+            status = work(screen)
+        except InputError as error:
+            status, message = 2, one_line(error)
+        except StorageError as error:
+            status, message = 1, str(error)
+        except KeyboardInterrupt:
+            status = 130
+    if message:
+        show_error(f"error: {message}")
+    sys.exit(status)
