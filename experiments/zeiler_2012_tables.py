@@ -1,8 +1,8 @@
 """The MNIST tables of Zeiler, "ADADELTA: An Adaptive Learning Rate Method" (2012), cell by cell.
 
 Trains every cell of the tables in arXiv 1212.5701 with several seeds, where the paper has one, and
-leaves tables.md and tables.png: the published errors beside the measured ones. zeiler_2012.py has
-the network. Ctrl-C stops; the same command goes on. Words behind -- are options for each training.
+leaves tables.md and tables.png: the published errors beside the measured ones. zeiler_2012.py is
+the experiment of a cell. Ctrl-C stops; the same command goes on.
 
 - Command: python experiments/zeiler_2012_tables.py
 - Duration: about 40 minutes on 2 CPU cores
@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from research.comparing.evidence import Outcome
-from research.config import parse_errors_in_one_line, require
-from research.errors import InputError
+from research.config import Config, parse_errors_in_one_line, require
+from research.experiment import load
 from research.files import replaced_atomically, storage_errors
+from research.recording.figures import GRID
 from research.screen import Screen
 from research.study import Study, main, train
 
@@ -95,137 +95,156 @@ NON_FINITE = 90.2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Trains every cell of the tables, and writes tables.md and tables.png."""
+    """The options of this program."""
 
     directory: Path = Path("runs/zeiler_2012")
     """The study's directory, which is created, or gone on with."""
     seeds: int = 5
-    """Trainings of each cell, with seeds from 0; more may be asked for later."""
+    """Trainings of each cell, with seeds from 0. Later, more may be asked for."""
     only: str = ""
-    """Train only the cells whose names contain this, such as rho-0.95 or sgd."""
+    """Train only the cells whose names contain this text, such as rho-0.95 or sgd."""
     workers: int | None = None
-    """Trainings at a time, of one thread each. Default: as many as there are cores."""
+    """Trainings at a time, of one thread each. Default: one on each core."""
+    epochs: float = 6
+    """Passes over the training set; the paper has 6."""
+    examples: int | None = None
+    """Quick mode: number of first examples to train and evaluate on."""
+    data: Path | None = None
+    """A Keras-style .npz or a folder of IDX files. Default: MNIST."""
 
     def __post_init__(self) -> None:
         require("seeds", self.seeds, self.seeds >= 1, "give a whole number of at least 1")
         valid = self.workers is None or self.workers >= 1
         require("workers", self.workers, valid, "give a whole number of at least 1")
+        names = [t.cell(row, column) for t in TABLES for row in t.published for column in t.columns]
+        valid = any(self.only in name for name in names)
+        require("only", self.only, valid, f"no cell's name contains it; the first is {names[0]}")
 
 
-def trainings(asked: Asked, options: Sequence[str]) -> dict[str, list[str]]:
-    """The options of each training by its name: a table after the other, in it seed by seed."""
-    found = {}
-    for table in TABLES:
-        cells = [(row, column) for row in table.published for column in table.columns]
-        for seed in range(asked.seeds):
-            for row, column in cells:
-                if asked.only in (name := table.cell(row, column)):
-                    own = [f"--{table.column}", column, f"--{table.row}", row]
-                    found[f"{name}-seed-{seed}"] = [*options, *own, "--seed", str(seed)]
-    if not found:
-        raise InputError(f"--only {asked.only}: no cell's name contains it; one is {name}")
-    return found
+def trainings(asked: Asked) -> dict[str, list[str]]:
+    """The options of each training by its name: one table after another, and in each by seed."""
+    given = {"epochs": asked.epochs, "examples": asked.examples, "data": asked.data}
+    shared = [w for k, v in given.items() if v is not None for w in (f"--{k}", str(v))]
+    return {
+        f"{name}-seed-{seed}": [
+            *(*shared, f"--{table.column}", column, f"--{table.row}", row, "--seed", str(seed))
+        ]
+        for table in TABLES
+        for seed in range(asked.seeds)
+        for row in table.published
+        for column in table.columns
+        if asked.only in (name := table.cell(row, column))
+    }
 
 
-def errors(found: Mapping[str, Outcome], cell: str) -> list[float]:
-    """The test errors in % of a cell's trainings."""
-    there = [found[name].figures for name in sorted(found) if name.startswith(f"{cell}-seed-")]
-    return [NON_FINITE if f is None else 100 * (1 - f["accuracy"]) for f in there]
+def measured(table: Table, found: Mapping[str, Outcome]) -> dict[str, list[list[float]]]:
+    """The test errors in % of the trainings that have ended: for each row, a list by column."""
+
+    def of_cell(row: str, column: str) -> list[float]:
+        start = f"{table.cell(row, column)}-seed-"
+        there = [each.figures for name, each in found.items() if name.startswith(start)]
+        return [NON_FINITE if f is None else 100 * (1 - f["accuracy"]) for f in there]
+
+    return {row: [of_cell(row, column) for column in table.columns] for row in table.published}
 
 
 def as_markdown(table: Table, found: Mapping[str, Outcome]) -> str:
-    """A table with the published errors and, in brackets, the measured ones; then what agrees."""
+    """The table, with the measured errors in brackets, and what agrees."""
+    headings = [table.row, *(f"{table.column} {column}" for column in table.columns)]
     lines = [
-        f"{table.title}. Error in %: published (measured, mean ± sd, n).\n",
-        " | ".join(["|", table.row, *(f"{table.column} {c}" for c in table.columns), "|"]).strip(),
-        "| --- " * (1 + len(table.columns)) + "|",
+        f"{table.title}. Test error in %: published (measured: mean ± sd, n).\n",
+        f"| {' | '.join(headings)} |",
+        "| --- " * len(headings) + "|",
     ]
-    for row, published in table.published.items():
-        cells = []
-        for column, error in zip(table.columns, published, strict=True):
-            measured = errors(found, table.cell(row, column))
-            said = "not yet"
-            if measured:
-                spread = f" ± {statistics.stdev(measured):.2f}" if len(measured) > 1 else ""
-                said = f"{statistics.fmean(measured):.2f}{spread}, {len(measured)}"
-            cells.append(f"{error:.2f} ({said})")
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    for row, errors in measured(table, found).items():
+        cells = map(_cell, table.published[row], errors)
+        lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", agreement(table, found)])
+
+
+def _cell(published: float, errors: Sequence[float]) -> str:
+    if not errors:
+        return f"{published:.2f} (not yet)"
+    spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
+    return f"{published:.2f} ({statistics.fmean(errors):.2f}{spread}, {len(errors)})"
 
 
 def agreement(table: Table, found: Mapping[str, Outcome]) -> str:
     """How many cells agree, and the best row of each column, published and measured."""
     near, there, best = 0, 0, []
+    errors = measured(table, found)
     for number, column in enumerate(table.columns):
         published = {row: values[number] for row, values in table.published.items()}
-        measured = {row: errors(found, table.cell(row, column)) for row in published}
-        means = {row: statistics.fmean(values) for row, values in measured.items() if values}
+        means = {row: statistics.fmean(e[number]) for row, e in errors.items() if e[number]}
         there += len(means)
         near += sum(abs(mean - published[row]) <= WITHIN for row, mean in means.items())
         if len(means) == len(published) > 1:
-            ours, theirs = (
-                min(means, key=means.__getitem__),
+            theirs, ours = (
                 min(published, key=published.__getitem__),
+                min(means, key=means.__getitem__),
             )
             best.append(f"{column}: {theirs} ({ours})")
-    text = f"{near} of {there} cells are within {WITHIN} points."
-    return f"{text} Best {table.row}, published (measured): {', '.join(best)}." if best else text
+    said = f"{near} of {there} cells are within {WITHIN} points."
+    return f"{said} Best {table.row}, published (measured): {', '.join(best)}." if best else said
 
 
 def draw(found: Mapping[str, Outcome], path: Path) -> None:
-    """Draws the tables with more than one cell: error by row, a line for each column."""
+    """Draws the first two tables: the error by the row, a line for each column."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), dpi=110, layout="constrained")
-    shown = [table for table in TABLES if len(table.published) > 1]
-    for table, axes in zip(shown, figure.subplots(1, len(shown)), strict=True):
-        _panel(table, found, axes)
+    for table, axes in zip(TABLES, figure.subplots(1, 2), strict=False):
+        _panel(table, measured(table, found), axes)
     with storage_errors(path), replaced_atomically(path) as partial:
         figure.savefig(partial)
 
 
-def _panel(table: Table, found: Mapping[str, Outcome], axes: Axes) -> None:
-    rows = list(table.published)
+def _panel(table: Table, errors: Mapping[str, Sequence[Sequence[float]]], axes: Axes) -> None:
     for number, column in enumerate(table.columns):
-        colour = f"C{number}"
-        published = [table.published[row][number] for row in rows]
-        measured = {n: errors(found, table.cell(row, column)) for n, row in enumerate(rows)}
-        places = [n for n, values in measured.items() if values]
-        means = [statistics.fmean(measured[n]) for n in places]
-        sds = [statistics.stdev(v) if len(v := measured[n]) > 1 else 0.0 for n in places]
-        aside = 0.12 * (number - 1)
+        colour, aside = f"C{number}", 0.12 * (number - 1)
+        own = {n: row[number] for n, row in enumerate(errors.values()) if row[number]}
+        means = [statistics.fmean(values) for values in own.values()]
+        sds = [statistics.stdev(values) if len(values) > 1 else 0 for values in own.values()]
         axes.errorbar(
-            *([n + aside for n in places], means, sds), fmt="-o", color=colour, capsize=3,
-            label=f"{table.column} {column}",
+            *([n + aside for n in own], means, sds), color=colour, fmt="-o", markersize=5,
+            capsize=3, label=f"{table.column} {column}",
         )  # fmt: skip
+        published = [values[number] for values in table.published.values()]
+        places = [n + aside for n in range(len(published))]
         axes.plot(
-            *([n + aside for n in range(len(rows))], published, "D"), color=colour,
-            markerfacecolor="white", label="published" if number == 0 else None,
+            *(places, published, "D"), color=colour, markerfacecolor="none", markersize=8,
+            label="published" if column == table.columns[-1] else None,
         )  # fmt: skip
-    axes.set(title=table.title, xlabel=table.row, ylabel="test error in %", yscale="log")
-    axes.set_xticks(range(len(rows)), rows)
-    axes.legend()
+    highest = max(max(values) for values in table.published.values())
+    axes.set(title=table.title, xlabel=table.row, ylabel="test error in %")
+    axes.set_yscale("log" if highest > 10 else "linear")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xticks(range(len(table.published)), list(table.published))
+    axes.grid(color=GRID, linewidth=0.5)
+    axes.legend(frameon=False)
 
 
 def run(screen: Screen) -> int:
     """Trains what is missing and leaves the tables; returns the exit status."""
-    words = sys.argv[1:]
-    place = words.index("--") if "--" in words else len(words)
     with parse_errors_in_one_line():
-        asked = tyro.cli(Asked, args=words[:place], description=__doc__)
+        asked = tyro.cli(Asked, description=__doc__)
+    config = Config(epochs=asked.epochs, examples=asked.examples, data=asked.data)
+    data, _, _ = load(config, screen)
     study = Study(
         directory=asked.directory,
         experiment=Path(__file__).with_name("zeiler_2012.py"),
-        trainings=trainings(asked, words[place + 1 :]),
+        trainings=trainings(asked),
+        data=data.sha256(),
     )
     status = train(study, screen, asked.workers)
     found = study.outcomes()
-    text = "\n\n".join(as_markdown(table, found) for table in TABLES)
-    path = asked.directory / "tables.md"
+    begun = [table for table in TABLES if any(map(any, measured(table, found).values()))]
+    text = "\n\n".join(as_markdown(table, found) for table in begun)
+    path, picture = asked.directory / "tables.md", asked.directory / "tables.png"
     with storage_errors(path), replaced_atomically(path) as partial:
         partial.write_text(f"{text}\n")
-    draw(found, path.with_suffix(".png"))
-    screen.say(f"{text}\n\nSaved: {path} and {path.with_suffix('.png')}")
+    draw(found, picture)
+    screen.say(f"\n{text}\n\nSaved: {path}, {picture}")
     return status
 
 

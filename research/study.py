@@ -42,6 +42,7 @@ class Study:
             for each training a run directory and a text file with what it printed.
         experiment: the experiment's file.
         trainings: each training's options, by the name of its run directory.
+        data: the SHA-256 of the data.
         split: the split on which the trainings end: ``test``, or ``holdout``.
         threads: number of threads of each training.
     """
@@ -49,6 +50,7 @@ class Study:
     directory: Path
     experiment: Path
     trainings: Mapping[str, Sequence[str]]
+    data: str
     split: str = TEST
     threads: int = 1
 
@@ -139,6 +141,7 @@ def _declare(study: Study) -> dict[str, Any]:
         "experiment": file.name,
         "code": code_sha256(file.parent, [file.name]),
         "library": library_sha256(PROJECT),
+        "data": study.data,
         "threads": study.threads,
         "trainings": {name: list(options) for name, options in study.trainings.items()},
     }
@@ -153,15 +156,11 @@ def _declare(study: Study) -> dict[str, Any]:
         reason = f"its {STUDY} can't be read ({one_line(error)[:100]})"
         raise InputError(f"{directory}: {reason}; {elsewhere}") from error
     before, now = there.pop("trainings"), fields["trainings"]
-    changed = [name for name in there if there[name] != fields[name]]
-    changed += [
-        f"the options of {name}" for name in before if now.get(name, before[name]) != before[name]
-    ]
+    changed = [f"another {k}" for k in fields.keys() - {"trainings"} if there.get(k) != fields[k]]
+    changed += [f"other options of {k}" for k, v in before.items() if now.get(k, v) != v]
     if changed:
-        what = ", ".join(changed[:2])
-        raise InputError(
-            f"{directory}: it was begun with other {what}; put it back, or {elsewhere}"
-        )
+        reason = f"it was begun with {min(changed)}"
+        raise InputError(f"{directory}: {reason}; put that back, or {elsewhere}")
     return fields | {"trainings": before | now}
 
 
@@ -205,6 +204,8 @@ def main(work: Callable[[Screen], int]) -> NoReturn:
             status, message = 1, str(error)
         except KeyboardInterrupt:
             status = 130
+        if not status and (message := screen.output_error()):
+            status = 1
     if message:
         show_error(f"error: {message}")
     sys.exit(status)
