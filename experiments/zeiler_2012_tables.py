@@ -21,7 +21,7 @@ from research.comparing.evidence import Outcome
 from research.config import Config, parse_errors_in_one_line, require
 from research.experiment import load
 from research.files import replaced_atomically, storage_errors
-from research.recording.figures import GRID
+from research.recording.figures import GRID, INK
 from research.screen import Screen
 from research.study import Study, main, train
 
@@ -80,7 +80,7 @@ TABLES = (
         },
     ),
     Table(
-        title="The comparison in the text: ADADELTA with rho 0.95",
+        title="In the text: ADADELTA with rho 0.95",
         row="epsilon",
         column="activation",
         columns=("tanh",),
@@ -152,7 +152,7 @@ def as_markdown(table: Table, found: Mapping[str, Outcome]) -> str:
     """The table, with the measured errors in brackets, and what agrees."""
     headings = [table.row, *(f"{table.column} {column}" for column in table.columns)]
     lines = [
-        f"{table.title}. Test error in %: published (measured: mean ± sd, n).\n",
+        f"{table.title}. Error in %, published (measured ± sd, n).\n",
         f"| {' | '.join(headings)} |",
         "| --- " * len(headings) + "|",
     ]
@@ -179,10 +179,7 @@ def agreement(table: Table, found: Mapping[str, Outcome]) -> str:
         there += len(means)
         near += sum(abs(mean - published[row]) <= WITHIN for row, mean in means.items())
         if len(means) == len(published) > 1:
-            theirs, ours = (
-                min(published, key=published.__getitem__),
-                min(means, key=means.__getitem__),
-            )
+            theirs, ours = (min(each, key=each.__getitem__) for each in (published, means))
             best.append(f"{column}: {theirs} ({ours})")
     said = f"{near} of {there} cells are within {WITHIN} points."
     return f"{said} Best {table.row}, published (measured): {', '.join(best)}." if best else said
@@ -212,12 +209,13 @@ def _panel(table: Table, errors: Mapping[str, Sequence[Sequence[float]]], axes: 
         published = [values[number] for values in table.published.values()]
         places = [n + aside for n in range(len(published))]
         axes.plot(
-            *(places, published, "D"), color=colour, markerfacecolor="none", markersize=8,
-            label="published" if column == table.columns[-1] else None,
+            *(places, published, "D"), color=colour, markerfacecolor="none", markersize=8
         )  # fmt: skip
-    highest = max(max(values) for values in table.published.values())
+    axes.plot([], [], "D", color=INK, markerfacecolor="none", markersize=8, label="published")
     axes.set(title=table.title, xlabel=table.row, ylabel="test error in %")
-    axes.set_yscale("log" if highest > 10 else "linear")
+    if max(map(max, table.published.values())) > 10:
+        axes.set_yscale("log")
+        axes.set_yticks([2, 5, 10, 20, 50, 100])
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xticks(range(len(table.published)), list(table.published))
     axes.grid(color=GRID, linewidth=0.5)

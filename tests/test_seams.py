@@ -40,6 +40,7 @@ IDEAS: dict[str, tuple[str, ...]] = {
     "pgd": (*NARROW, "--attack-steps", "2", "--ramp-steps", "10", "--robust-steps", "2"),
     "accumulation": (*NARROW, "--part-size", "10"),
     "restarts": (*NARROW, "--cycle-epochs", "0.5"),
+    "zeiler_2012": (),
 }
 OPTIONS = IDEAS | {
     "more_figures": NARROW,
