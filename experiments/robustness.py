@@ -1,4 +1,4 @@
-"""The reference experiment's accuracy under attack by projected gradient descent (PGD).
+"""The reference experiment's accuracy under attack by gradient descent (PGD), and corruptions.
 
 - Command: python experiments/robustness.py
 - Duration: about 12 minutes on 2 CPU cores
@@ -15,6 +15,7 @@ from research.data.dataset import Split
 from research.experiment import Experiment, main
 from research.network.mnist_cnn import Config as BaseConfig
 from research.network.mnist_cnn import MnistCNN
+from research.results.corrupted import corrupted_accuracy
 from research.training.optimizer import adadelta
 from research.training.state import State
 
@@ -30,7 +31,7 @@ class Config(BaseConfig):
     robust_steps: int = 40
     """Steps of the attack behind the figure robust_accuracy."""
     robust_examples: int = 1000
-    """Number of first held-out (or test) examples that robust_accuracy is about."""
+    """Number of first held-out (or test) examples that both figures are about."""
 
 
 def build(config: Config, plan: Plan) -> State:
@@ -77,8 +78,8 @@ def step(state: State, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Ten
     return {"loss": loss, "accuracy": accuracy, **measured}
 
 
-def figures(state: State, split: Split, probabilities: object) -> dict[str, tf.Tensor]:
-    """The accuracy on attacked images."""
+def figures(state: State, split: Split, probabilities: object) -> dict[str, object]:
+    """The accuracy on attacked images, and on images under fifteen corruptions."""
     config, some = state.options, split.first(state.options.robust_examples)
     correct = []
     for first in range(0, len(some), 250):  # few at a time need less memory
@@ -86,7 +87,10 @@ def figures(state: State, split: Split, probabilities: object) -> dict[str, tf.T
         images, labels = take_batch(some.images, some.labels, places)
         images = attack(state, images, labels, config.epsilon, config.robust_steps)
         correct.append(tf.keras.metrics.categorical_accuracy(labels, state.model.logits(images)))
-    return {"robust_accuracy": tf.reduce_mean(tf.concat(correct, 0))}
+    return {
+        "robust_accuracy": tf.reduce_mean(tf.concat(correct, 0)),
+        "corrupted_accuracy": corrupted_accuracy(state.model, some),
+    }
 
 
 experiment = Experiment(config=Config, build=build, step=step, figures=figures)

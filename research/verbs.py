@@ -42,6 +42,27 @@ class Evaluate:
     """A Keras-style .npz or a folder of IDX files. Default: the run's data, or MNIST."""
     json: bool = False
     """Print JSON instead of tables."""
+    examples: int | None = None
+    """Evaluate only this many examples, the first ones."""
+    corrupted: bool = False
+    """Show instead the accuracy under fifteen corruptions: noise, blur, rotation, fog..."""
+    severity: int | None = None
+    """With --corrupted: 1 to 5. Default: all of them."""
+    seed: int = 0
+    """With --corrupted: decides its random numbers."""
+    picture: Path | None = None
+    """With --corrupted: the PNG file to write, of one digit under each corruption, and the
+    accuracies."""
+
+    def __post_init__(self) -> None:
+        valid = self.examples is None or self.examples >= 1
+        require("examples", self.examples, valid, "give at least 1")
+        valid = self.severity is None or (self.corrupted and self.severity in range(1, 6))
+        require("severity", self.severity, valid, "give 1 to 5, and --corrupted")
+        valid = self.seed == 0 or (self.corrupted and self.seed > 0)
+        require("seed", self.seed, valid, "give 0 or more, and --corrupted")
+        valid = self.picture is None or (self.corrupted and self.picture.suffix == ".png")
+        require("picture", self.picture, valid, "name a .png file, and give --corrupted")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,7 @@ _NEIGHBOURS = np.array(
     [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)], np.int32
 )
 # The sines of 0, 22.5, 45... degrees; four places further on stand the cosines.
-_SINES = np.array([round(math.sin(math.pi * n / 8) * _ONE) for n in range(12)], np.int32)
+_SINES = [round(math.sin(math.pi * n / 8) * _ONE) for n in range(12)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,13 +133,16 @@ def _glass_blur(pixels: Ints, random: Ints, width: int) -> Ints:
 
 def _motion_blur(pixels: Ints, random: Ints, length: int) -> Ints:
     """Takes the mean along a line in one of eight directions."""
-    total = np.zeros_like(pixels)
-    direction = _each(random[:, 0] * 8 >> 16)
-    down, right = _SINES[direction], _SINES[direction + 4]
-    for place in range(-(length // 2), length // 2 + 1):
-        y, x = ((place * way + _ONE // 2) >> 16 for way in (down, right))
-        total += _taken(pixels, _Y + y, _X + x)
-    return (total + length // 2) // length
+    half, total = length // 2, np.zeros_like(pixels)
+    framed = np.pad(pixels, ((0, 0), (half, half), (half, half)))
+    direction = random[:, 0] * 8 >> 16
+    for n in range(8):
+        chosen = direction == n
+        down, right = _SINES[n], _SINES[n + 4]
+        for place in range(-half, half + 1):
+            y, x = (half + (place * way + _ONE // 2 >> 16) for way in (down, right))
+            total[chosen] += framed[chosen, y : y + 28, x : x + 28]
+    return (total + half) // length
 
 
 def _shear(pixels: Ints, random: Ints, percent: int) -> Ints:
@@ -231,10 +234,12 @@ def _edges(pixels: Ints, random: Ints, percent: int) -> Ints:
     # The direction of the gradient, to the nearest of four: tan(22.5 degrees) is 27146 / 65536.
     flat = np.abs(down) * _ONE < np.abs(right) * 27146
     steep = np.abs(right) * _ONE < np.abs(down) * 27146
-    y = np.where(flat, 0, 1)
-    x = np.where(steep, 0, np.where(flat | (right * down > 0), 1, -1))
-    ahead, behind = (_taken(strength, _Y + way * y, _X + way * x) for way in (1, -1))
-    outline = np.where((strength > 200**2) & (strength > ahead) & (strength >= behind), 255, 0)
+    framed = np.pad(strength, ((0, 0), (1, 1), (1, 1)))
+    above, beside, below = framed[:, :-2], framed[:, 1:-1], framed[:, 2:]
+    which = [flat, steep, right * down > 0]
+    ahead = np.select(which, [beside[..., 2:], below[..., 1:-1], below[..., 2:]], below[..., :-2])
+    behind = np.select(which, [beside[..., :-2], above[..., 1:-1], above[..., :-2]], above[..., 2:])
+    outline = 255 * ((strength > 200**2) & (strength > ahead) & (strength >= behind))
     return pixels + (outline - pixels) * percent // 100
 
 

@@ -12,6 +12,8 @@ from research.printable import printable
 from research.results.evaluation import Evaluation, evaluate
 from research.results.export import load_h5
 from research.screen import Screen
+from research.tools.evaluate_corrupted import evaluate_corrupted, refuse_picture
+from research.tools.in_characters import in_characters
 from research.tools.trained_model import find_model
 from research.verbs import Evaluate
 
@@ -30,18 +32,23 @@ def run(asked: Evaluate, screen: Screen) -> None:
         InputError: if the model or the data can't be read.
     """
     model = find_model(asked.run_or_h5)
+    if asked.picture is not None:
+        refuse_picture(asked.picture)
     # The run's --examples apply to the run's own data only.
     data, examples = (asked.data, None) if asked.data else (model.data, model.examples)
     loaded = load_h5(model.h5)
     say = (lambda line: None) if asked.json else screen.say
     dataset = load_mnist(say) if data is None else read_dataset(data)
-    test = dataset.first(examples).test
+    test = dataset.first(examples).first(asked.examples).test
+    facts = {"model": str(model.h5), "data": dataset.source}
+    say(printable(f"{model.h5} on {len(test):,} test examples of {dataset.source}"))
+    if asked.corrupted:
+        evaluate_corrupted(loaded, test, asked, facts, screen)
+        return
     evaluation = evaluate(loaded, test)
     if asked.json:
-        facts = {"model": str(model.h5), "data": dataset.source}
         print(json.dumps(facts | dataclasses.asdict(evaluation), indent=2))
     else:
-        say(printable(f"{model.h5} on {len(test):,} test examples of {dataset.source}"))
         for table in tables(evaluation):
             screen.console.print(table)
         screen.console.print(pictures(evaluation, test.images), soft_wrap=False)
@@ -89,10 +96,7 @@ def pictures(evaluation: Evaluation, images: npt.NDArray[np.uint8]) -> Columns:
     """
     drawn = []
     for mistake in evaluation.most_wrong:
-        # Characters are twice as high as wide: two rows of pixels make one row of characters.
-        pixels = images[mistake.index, 3:25, 3:25, 0].reshape(11, 2, 22).mean(1)
-        shades = np.array(list(" ░▒▓█"))[np.minimum(pixels * 5 / 255, 4).astype(int)]
         told = f"\n{mistake.label} taken for {mistake.predicted}, {mistake.confidence:.4f}"
-        text = "\n".join(map("".join, shades)) + told
+        text = in_characters(images[mistake.index]) + told
         drawn.append(Panel(Text(text), title=f"test image {mistake.index}", expand=False))
     return Columns(drawn, title="Most confidently wrong")
