@@ -12,6 +12,7 @@ from research.config import parse
 from research.data.batches import Plan, indices_of_step, take_batch
 from research.data.dataset import Dataset
 from research.experiment import Experiment
+from research.results.corrupted import corrupted_accuracy
 from research.results.export import export_h5
 from research.tools.load_experiment import load_experiment
 from research.training.state import State
@@ -217,6 +218,7 @@ def test_the_attack_stays_close_to_the_images_and_raises_the_loss(
     assert experiment.figures is not None
     found = experiment.figures(state, dataset.test, np.zeros([100, 10], np.float32))
     assert 0 <= found["robust_accuracy"] <= 1
+    assert found["corrupted_accuracy"] == corrupted_accuracy(state.model, dataset.test)
 
 
 @pytest.mark.parametrize(("done", "epsilon"), [(0, 0.03), (4, 0.15), (9, 0.3), (30, 0.3)])

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from research.data.corruptions import CORRUPTIONS
 from research.results.evaluation import Evaluation, evaluate_probabilities
 from research.screen import Screen
 from research.tools.evaluate import pictures, tables
+from research.tools.evaluate_corrupted import table
 
 import numpy as np
 import pytest
 from conftest import RunHere, make_split
+from PIL import Image
 from printed import printed_tables
 
 
@@ -88,3 +91,77 @@ def test_evaluate_shows_the_figures_of_the_run(finished_run: Path, run_here: Run
     recorded = json.loads((finished_run / "evaluation.json").read_text())["test"]
     known = {k: v for k, v in recorded.items() if k in Evaluation.__dataclass_fields__}
     assert printed_tables(result.stdout, 80) == expected_tables(Evaluation(**known))
+
+
+def test_examples_are_the_first_ones(finished_run: Path, run_here: RunHere) -> None:
+    result = run_here("research", "evaluate", finished_run, "--examples", "30", "--json")
+    assert (result.status, json.loads(result.stdout)["examples"]) == (0, 30)
+
+
+def test_corrupted_shows_every_accuracy(
+    finished_run: Path,
+    tmp_path: Path,
+    run_here: RunHere,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    command = ("research", "evaluate", finished_run, "--corrupted", "--picture", "seen.png")
+    result = run_here(*command, "--examples", "40", "--json")
+    assert (result.status, result.stderr) == (0, "")
+    found = json.loads(result.stdout)
+    with Image.open(tmp_path / "seen.png") as picture:
+        assert (picture.format, picture.width) == ("PNG", 1000)
+    corruptions = found["corruptions"]
+    assert list(corruptions) == list(CORRUPTIONS)
+    assert found["mean"] == pytest.approx(np.mean([of["mean"] for of in corruptions.values()]))
+    rows = [["corruption", "1", "2", "3", "4", "5", "mean", "fall"]]
+    for name, of in corruptions.items():
+        values = (*of["accuracy"], np.mean(of["accuracy"]), found["clean"] - of["mean"])
+        rows.append([name.replace("_", " "), *(f"{value:.3f}" for value in values)])
+    for columns in (60, 80, 120):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with Screen() as screen:
+            screen.console.print(table(found))
+        assert printed_tables(capfd.readouterr().out, columns) == [rows]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_corrupted_at_one_severity_fits_and_names_the_worst(
+    columns: int, finished_run: Path, run_here: RunHere
+) -> None:
+    command = ("research", "evaluate", finished_run, "--corrupted", "--severity", "4")
+    result = run_here(*command, "--examples", "20", "--picture", "seen.png", columns=columns)
+    assert (result.status, result.stderr) == (0, "")
+    for words in ("300 predictions", "Clean accuracy: ", "Mean under corruption: ", " read as "):
+        assert words in result.stdout
+    (printed,) = printed_tables(result.stdout, columns)
+    assert printed[0] == ["corruption", "accuracy", "95% interval", "fall"]
+    worst = min(printed[1:], key=lambda row: float(row[1]))
+    assert f"\nWorst: {worst[0]}, {worst[1]}" in result.stdout
+    assert f" {worst[0]} ─" in result.stdout
+    drawn = result.stdout.partition("Worst: ")[2].splitlines()[1:-1]
+    assert max(map(len, drawn)) <= columns
+    assert result.stdout.endswith("\nSaved picture: seen.png\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--severity", "3"], "--severity 3: give 1 to 5, and --corrupted"),
+        (["--corrupted", "--severity", "6"], "--severity 6: give 1 to 5"),
+        (["--seed", "1"], "--seed 1: give 0 or more, and --corrupted"),
+        (["--picture", "x.png"], "--picture x.png: name a .png file, and give --corrupted"),
+        (["--corrupted", "--picture", "x.pdf"], "--picture x.pdf: name a .png file"),
+        (["--corrupted", "--picture", "no/x.png"], "--picture no/x.png: nothing can be written"),
+        (["--corrupted", "--picture", "old.png"], "--picture old.png: it exists already; remove"),
+        (["--examples", "0"], "--examples 0: give at least 1"),
+    ],
+)
+def test_what_corrupted_can_not_do_is_refused(
+    options: list[str], words: str, finished_run: Path, tmp_path: Path, run_here: RunHere
+) -> None:
+    (tmp_path / "old.png").write_bytes(b"old")
+    result = run_here("research", "evaluate", finished_run, *options)
+    assert (result.status, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {words}")
+    assert result.stderr.count("\n") == 1
