@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib
+import inspect
 import sys
 
-from research.config import parse_errors_in_one_line, require_working_directory
+from research.config import (
+    asks_for_help,
+    parse_errors_in_one_line,
+    refuse_unknown_options,
+    require_working_directory,
+)
 from research.errors import InputError, NonFiniteError, StorageError, one_line
+from research.help import options_of, show_help
 from research.screen import Screen
 from research.stderr import show_error
-from research.verbs import Compare, Verb, Verify
+from research.verbs import VERBS, Compare, Verb, Verify
 
 import tyro
+
+PROGRAM = "python -m research"
 
 # The verbs that hand the words behind -- to the experiments that they run.
 WITH_OPTIONS = (["verify"], ["compare"])
@@ -28,20 +38,20 @@ def main() -> None:
         try:
             with parse_errors_in_one_line():
                 words, options = divide(sys.argv[1:])
-                verb: Verb = tyro.cli(
-                    Verb,
-                    args=words,
-                    prog="python -m research",
-                    description="Work on an experiment, or on what it has trained.",
-                )
+                if words[:1] in (["-h"], ["--help"]):
+                    show_verbs()
+                    raise SystemExit(0)
+                refuse_unknown(words)
+                if asks_for_help(words):
+                    show_verb(words[0])
+                    raise SystemExit(0)
+                verb: Verb = tyro.cli(Verb, args=words, prog=PROGRAM)
                 if isinstance(verb, Verify | Compare):
                     verb = dataclasses.replace(verb, options=options)
             require_working_directory()
             status = 1 if run(verb, screen) is False else 0
         except (InputError, NonFiniteError) as error:
             status, message = 2, one_line(error)
-            if sys.argv[1:2] in WITH_OPTIONS and message.startswith("Unrecognized options"):
-                message += "; options for the experiment stand behind --"
         except StorageError as error:
             status, message = 1, str(error)
         except SystemExit as stop:
@@ -64,6 +74,48 @@ def run(verb: Verb, screen: Screen) -> bool | None:
     tool = importlib.import_module(f"research.tools.{type(verb).__name__.lower()}")
     done: bool | None = tool.run(verb, screen)
     return done
+
+
+def refuse_unknown(words: list[str]) -> None:
+    """Refuses a first word that is no verb, and options that the verb does not have.
+
+    Raises:
+        InputError: with the verb or option that was probably meant.
+    """
+    known = f"the verbs are {', '.join(VERBS)}"
+    if not words:
+        raise InputError(f"no verb: name one; {known} (--help explains them)")
+    if words[0] not in VERBS:
+        similar = difflib.get_close_matches(words[0], VERBS, n=1)
+        meant = f"did you mean {similar[0]}?" if similar else known
+        raise InputError(f"{words[0]}: no such verb; {meant} (--help explains them)")
+    behind = "options of the experiment stand behind --" if words[:1] in WITH_OPTIONS else ""
+    refuse_unknown_options(VERBS[words[0]], words[1:], behind)
+
+
+def show_verbs() -> None:
+    """Prints a line and an example of every verb."""
+    abouts = {name: getdoc(kind).split("\n\n") for name, kind in VERBS.items()}
+    show_help(
+        f"{PROGRAM} VERB ...",
+        "Work on an experiment, or on what it has trained.",
+        {"verbs": [(name, f"{line}\n{example}") for name, (line, example, *_) in abouts.items()]},
+        f"Each verb explains itself: {PROGRAM} compare --help",
+    )
+
+
+def show_verb(name: str) -> None:
+    """Prints what a verb does, its arguments and its options."""
+    options = options_of(VERBS[name])
+    arguments = [(o.words, o.explanation) for o in options if o.positional]
+    others = [(o.words, o.explanation) for o in options if not o.positional]
+    usage = " ".join([PROGRAM, name, *(words for words, _ in arguments), "[OPTIONS]"])
+    show_help(usage, getdoc(VERBS[name]), {"arguments": arguments, "options": others})
+
+
+def getdoc(kind: type) -> str:
+    """The docstring of a verb."""
+    return inspect.getdoc(kind) or ""
 
 
 def divide(words: list[str]) -> tuple[list[str], tuple[str, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import io
 import os
 import re
@@ -17,8 +18,15 @@ from typing import Any, Literal, TypeVar
 
 from research.errors import InputError, one_line
 from research.files import read_sealed_json
+from research.help import options_of, show_help
 
 import tyro
+
+# The groups of options in --help, by the first field of each.
+GROUPS = {"epochs": "training", "data": "data", "run_dir": "recording", "resume": "going on"}
+
+# How a resumed or forked run is told that an option no longer holds.
+TAKEN_BACK = "Of a run that goes on: --no-eager takes back --eager, and --clip-norm None its value."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,18 +57,12 @@ class Config:
     """Decides initial weights, batches, dropout, and what is held out."""
     steps_per_call: int = 10
     """Steps in one call of the compiled function; changes speed, never the result."""
-    log_every: int = 20
-    """Steps between two records of the metrics and updates of the progress bar."""
-    checkpoint_every: str = "60s"
-    """Steps (500), seconds (60s), minutes (5m), or two of them (500,5m) between checkpoints."""
-    keep_checkpoints: int = 3
-    """Number of newest checkpoints to keep; with held-out examples, the best one is kept, too."""
-    profile: tuple[int, int] | None = None
-    """First and last step to profile (100 120), for TensorBoard's Profile dashboard."""
     eager: bool = False
     """Run the step eagerly, for a debugger; slower."""
     data: Path | None = None
     """A Keras-style .npz or a folder of IDX files, gzipped or not. Default: MNIST."""
+    examples: int | None = None
+    """Quick mode: number of first examples to train and evaluate on."""
     holdout: int = 0
     """Number of training examples to hold out and validate on, instead of the test set."""
     holdout_seed: int | None = None
@@ -71,10 +73,16 @@ class Config:
     """With held-out examples: the best validation has the highest or lowest value of a figure."""
     patience: int | None = None
     """With held-out examples: end after so many validations without a new best; export the best."""
-    examples: int | None = None
-    """Quick mode: number of first examples to train and evaluate on."""
     run_dir: Path | None = None
     """The directory to create for this run. Default: runs/EXPERIMENT/TIME-SEED."""
+    log_every: int = 20
+    """Steps between two records of the metrics and updates of the progress bar."""
+    checkpoint_every: str = "60s"
+    """Steps (500), seconds (60s), minutes (5m), or two of them (500,5m) between checkpoints."""
+    keep_checkpoints: int = 3
+    """Number of newest checkpoints to keep; with held-out examples, the best one is kept, too."""
+    profile: tuple[int, int] | None = None
+    """First and last step to profile (100 120), for TensorBoard's Profile dashboard."""
     resume: Path | None = None
     """Resume the run in this directory, with its own options, as if it had never stopped."""
     fork: Path | None = None
@@ -196,15 +204,58 @@ def parse(
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     before: Any = _of_named_run(config_type, arguments, experiment)
-    with parse_errors_in_one_line():
-        config: AnyConfig = tyro.cli(
-            config_type, default=before, args=arguments, description=description
+    if asks_for_help(arguments):
+        # Without its own program, the experiment's options stand behind those of a verb.
+        program = "... --" if experiment is None else f"python {sys.argv[0]}"
+        show_help(
+            f"{program} [OPTIONS]", description or "", _groups(config_type, before), TAKEN_BACK
         )
+        raise SystemExit(0)
+    refuse_unknown_options(config_type, arguments)
+    with parse_errors_in_one_line():
+        config: AnyConfig = tyro.cli(config_type, default=before, args=arguments)
     require_working_directory()
     _refuse_paths_that_are_not_utf8(config)
     if config.resume is not None and before is not None:
         _refuse_changes(before, config)
     return config
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Whether an option is -h or --help."""
+    return not {"-h", "--help"}.isdisjoint(arguments)
+
+
+def refuse_unknown_options(kind: type, arguments: Sequence[str], hint: str = "") -> None:
+    """Refuses options that are no field of a dataclass.
+
+    Raises:
+        InputError: with the option that was probably meant, or with the hint.
+    """
+    known = [field.name.replace("_", "-") for field in dataclasses.fields(kind)]
+    for word in arguments:
+        option = re.match(r"--?([A-Za-z][^=]*)", word)
+        name = option[1].replace("_", "-") if option else known[0]
+        if name.removeprefix("no-") not in [*known, "h", "help"]:
+            similar = difflib.get_close_matches(name, known, n=1)
+            meant = f"; did you mean --{similar[0]}?" if similar else hint and f"; {hint}"
+            raise InputError(
+                f"{word.partition('=')[0]}: no such option{meant} (--help explains the options)"
+            )
+
+
+def _groups(config_type: type[Config], before: Config | None) -> dict[str, list[tuple[str, str]]]:
+    """The options for ``--help``; first those that not every experiment has."""
+    groups: dict[str, list[tuple[str, str]]] = {"this experiment": []}
+    options = {option.field: option for option in options_of(config_type, before)}
+    rows = groups["this experiment"]
+    for field in dataclasses.fields(Config):
+        if field.name in GROUPS:
+            rows = groups.setdefault(GROUPS[field.name], [])
+        option = options.pop(field.name)
+        rows.append((option.words, option.explanation))
+    groups["this experiment"] += [(own.words, own.explanation) for own in options.values()]
+    return groups
 
 
 def require_working_directory() -> None:
@@ -367,11 +418,6 @@ def parse_errors_in_one_line() -> Iterator[None]:
 def _unboxed(box: str) -> str:
     # tyro draws the box with lines, or with | and - if the encoding has no lines.
     lines = [line.strip("│| ") for line in box.splitlines() if line[:1] in ("│", "|")]
-    message, *rest = re.split(r" ?(?:─{3,}|-{3,}) ?", " ".join(lines))
+    message = re.split(r" ?(?:─{3,}|-{3,}) ?", " ".join(lines))[0]
     message = re.sub(r"^Error parsing (?:[A-Z]\w*: )?", "", message).rstrip(". ")
-    hint = ""
-    if similar := re.match(r"Perhaps you meant: (\S+)", "".join(rest[:1])):
-        hint = f"did you mean {similar[1]}? "
-    elif verbs := re.match(r"Available subcommands: (.*)", "".join(rest[:1])):
-        hint = f"the verbs are {verbs[1]}; "
-    return f"{message} ({hint}--help explains the options)"
+    return f"{message} (--help explains the options)"

@@ -1,6 +1,7 @@
 """What each verb of ``python -m research`` takes; ``research/tools/`` has what it does.
 
-Nothing here imports TensorFlow, so that ``--help`` appears at once.
+A verb's docstring is its ``--help``; the first paragraph and the first example are in the list of
+verbs. Nothing here imports TensorFlow, so that ``--help`` appears at once.
 """
 
 from __future__ import annotations
@@ -34,7 +35,12 @@ def _installed() -> tuple[Loop, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Evaluate a trained model on a test set: loss, accuracy, classes, calibration, mistakes."""
+    """Evaluate a trained model on a test set: loss, accuracy, classes, calibration, mistakes.
+
+        python -m research evaluate runs/mnist_cnn/RUN
+
+    A run is evaluated on the test set of its own data, unless --data names others.
+    """
 
     run_or_h5: Annotated[Path, tyro.conf.Positional]
     """A run directory, or an mnist.h5."""
@@ -69,13 +75,15 @@ class Evaluate:
 class Predict:
     """Say which digit each image file shows. Any size and mode; dark on light is inverted.
 
+        python -m research predict mnist.h5 photo.jpg
+
     An image that can't be read is named on standard error, and the others are predicted; the exit
     status is then 1, and 2 where no image can be read.
     """
 
     run_or_h5: Annotated[Path, tyro.conf.Positional]
     """A run directory, or an mnist.h5."""
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Image files."""
     json: bool = False
     """Print JSON, with the probabilities of all ten digits, instead of a table."""
@@ -89,13 +97,18 @@ class Predict:
 class Verify:
     """Prove that an experiment's step is sound: compiled, reproducible, learning, resumable.
 
+        python -m research verify experiments/mixup.py
+
     Run it after changing a step. It trains the experiment for a few steps on a few examples. Then
     it runs the experiment in processes that it kills at random moments and resumes. Options behind
-    -- go to the experiment: verify experiments/mixup.py -- --alpha 0.3
+    -- go to the experiment:
+
+        python -m research verify \\
+            experiments/mixup.py -- --alpha 0.3
     """
 
     experiment: Annotated[Path, tyro.conf.Positional] = EXPERIMENTS / "mnist_cnn.py"
-    """The file of the experiment."""
+    """The file of the experiment. Default: experiments/mnist_cnn.py."""
     kills: int = 3
     """Kill the experiment at so many random moments with SIGKILL. A tenth of the kills, and at
     least one of two, hit a fork."""
@@ -124,15 +137,23 @@ class Verify:
 class Compare:
     """Judge whether a change was worth it: train arms in pairs until there is a verdict.
 
+        python -m research compare \\
+            experiments/mnist_cnn.py \\
+            experiments/harder_half.py -- --epochs 1
+
     The first arm is the baseline. Each pair trains all arms with the same seed, and so with the
     same held-out examples and order of batches. The rule may be looked at after every pair. The
-    test set is not read. Options behind -- hold for all arms, such as -- --epochs 1.5
+    test set is not read. Options behind -- hold for all arms.
 
     An arm is an experiment, with options of its own in quotes, or as it was in a commit:
 
-    compare experiments/mnist_cnn.py "experiments/mnist_cnn.py --dropout 0 0.25"
+        python -m research compare \\
+            experiments/mnist_cnn.py \\
+            "experiments/mnist_cnn.py --dropout 0 0.25"
 
-    compare HEAD~1:experiments/mnist_cnn.py experiments/mnist_cnn.py
+        python -m research compare \\
+            experiments/mnist_cnn.py \\
+            HEAD~1:experiments/mnist_cnn.py
     """
 
     arms: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
@@ -216,6 +237,9 @@ class Diff:
 class Replay:
     """Repeat the step in which a value became NaN or infinite, and show where it began.
 
+        python -m research replay \\
+            runs/mnist_cnn/RUN/replay-step-00000100
+
     This runs the experiment's code in the bundle: replay only bundles that you trust.
     """
 
@@ -251,13 +275,15 @@ class Rerun:
 class Bench:
     """Measure steps per second, or minutes, beside Keras fit. Let nothing else run.
 
+        python -m research bench experiments/mnist_cnn.py
+
     Each loop runs in its own process, and the loops take turns, so that slow moments of the machine
     affect all of them. Keras and PyTorch (if it is installed) run with their defaults. The floor is
     the time of a step's arithmetic as large matrix products.
     """
 
     experiment: Annotated[Path, tyro.conf.Positional] = EXPERIMENTS / "mnist_cnn.py"
-    """The file of the experiment whose step is measured."""
+    """The file of the experiment whose step is measured. Default: experiments/mnist_cnn.py."""
     blocks: int = 5
     """Number of turns of each loop; not with --trainings."""
     steps: int = 60
@@ -293,17 +319,24 @@ class Bench:
 
 @dataclasses.dataclass(frozen=True)
 class Board:
-    """Start TensorBoard on runs, and print its address. Ctrl-C ends it."""
+    """Start TensorBoard on runs, and print its address.
+
+        python -m research board
+
+    It shows runs while they train, too. Ctrl-C ends it.
+    """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Run directories, or directories of runs. Default: all below runs/."""
     host: str = "localhost"
     """The address to listen on; 0.0.0.0 lets other machines connect."""
     port: int | None = None
-    """Default: 6006, or the next free port; 0 takes any free port."""
+    """The port to listen on. Default: 6006, or the next free port; 0 takes any free port."""
 
     def __post_init__(self) -> None:
         require("port", self.port, 0 <= (self.port or 0) < 65536, "give 0 to 65535")
 
 
 Verb = Evaluate | Predict | Verify | Compare | Runs | Diff | Rerun | Replay | Bench | Board
+
+VERBS: dict[str, type] = {verb.__name__.lower(): verb for verb in get_args(Verb)}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
 from research.config import Config, parse
 from research.errors import InputError
+from research.help import explanations
+from research.verbs import VERBS
 
 import pytest
-from conftest import EXPERIMENTS, RunHere
+from conftest import EXPERIMENTS, REPOSITORY, RunHere
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
 
@@ -46,14 +49,92 @@ def test_a_working_directory_that_can_not_be_used_is_refused(
         parse(Config, ["--run-dir", str(tmp_path / "run")])
 
 
-@pytest.mark.parametrize("arguments", [[], ["evalute", "x"]])
+@pytest.mark.parametrize("arguments", [[], ["judge", "x"]])
 def test_without_a_verb_the_verbs_are_named(arguments: list[str], run_here: RunHere) -> None:
     result = run_here("research", *arguments)
     assert result.status == 2
     assert result.stderr.count("\n") == 1
-    for words in (
-        "error: ",
-        "evaluate, predict, verify, compare, runs, diff, rerun, replay, bench, board",
-        *arguments,
-    ):
+    for words in ("error: ", ", ".join(VERBS), *arguments[:1]):
         assert words in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "refused"),
+    [
+        ("research evalute RUN", "evalute: no such verb; did you mean evaluate? "),
+        ("research evalute --help", "evalute: no such verb; did you mean evaluate? "),
+        ("research evaluate --jsn RUN", "--jsn: no such option; did you mean --json? "),
+        ("research verify x.py --alpha 1", "--alpha: no such option; options of the experiment "),
+        ("mixup.py --learnig-rate 3", "--learnig-rate: no such option; did you mean --learning-"),
+        ("mixup.py --alhpa=3", "--alhpa: no such option; did you mean --alpha? "),
+        ("mixup.py --xyz", "--xyz: no such option (--help explains "),
+    ],
+)
+def test_a_misspelt_verb_or_option_is_named_with_the_one_that_was_meant(
+    command: str, refused: str, run_here: RunHere
+) -> None:
+    program, *words = command.split()
+    result = run_here(EXPERIMENTS / program if program != "research" else program, *words)
+    assert result.status == 2
+    assert result.stderr.startswith(f"error: {refused}"), result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def help_of(program: str | Path, *words: str, columns: int, run_here: RunHere) -> str:
+    """What --help prints, checked to fit into the columns."""
+    result = run_here(program, *words, "--help", columns=columns)
+    assert (result.status, result.stderr) == (0, "")
+    assert max(map(len, result.stdout.splitlines())) <= columns
+    assert "…" not in result.stdout
+    return result.stdout
+
+
+def joined(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_help_shows_a_line_and_an_example_of_each_verb(columns: int, run_here: RunHere) -> None:
+    shown = joined(help_of("research", columns=columns, run_here=run_here))
+    for name, verb in VERBS.items():
+        line, example = str(verb.__doc__).split("\n\n")[:2]
+        assert f"{name} {joined(line)} {joined(example)}" in shown
+        assert joined(example).startswith(f"python -m research {name}")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("name", VERBS)
+def test_help_of_a_verb_is_whole_and_shows_nothing_internal(
+    name: str, columns: int, run_here: RunHere
+) -> None:
+    shown = joined(help_of("research", name, columns=columns, run_here=run_here))
+    assert joined(str(VERBS[name].__doc__)) in shown
+    texts = explanations(VERBS[name])
+    for field in dataclasses.fields(VERBS[name]):
+        assert (joined(texts[field.name]) in shown) == (field.name not in ("options", "serve"))
+    for word in ("None", "MISSING", "--serve", str(REPOSITORY)):
+        assert word not in shown
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_help_of_an_experiment_shows_all_its_options_in_groups(
+    columns: int, run_here: RunHere
+) -> None:
+    lines = help_of(EXPERIMENTS / "best.py", columns=columns, run_here=run_here).splitlines()
+    first = {"this experiment": "dense-width", "training": "epochs", "data": "data"}
+    first |= {"recording": "run-dir", "going on": "resume"}
+    assert [line for line in lines if line in first] == list(first)
+    for title, option in first.items():
+        assert lines[lines.index(title) + 1].startswith(f"  --{option} ")
+    shown, texts = joined("\n".join(lines)), explanations(Config)
+    for field in dataclasses.fields(Config):
+        assert f" --{field.name.replace('_', '-')} " in shown
+        assert texts[field.name] in shown
+    assert "fractions allowed. Default: 18. --batch-size INT" in shown
+
+
+def test_help_shows_the_options_of_a_run_that_goes_on(
+    finished_run: Path, run_here: RunHere
+) -> None:
+    result = run_here(EXPERIMENTS / "mnist_cnn.py", "--resume", finished_run, "--help")
+    assert "fractions allowed. Default: 3.0." in joined(result.stdout)
