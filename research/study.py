@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from research.comparing.checkout import PROJECT, code_sha256, copy_code, library_sha256
+from research.comparing.checkout import PROJECT, code_sha256, copy_code
 from research.comparing.comparison import lock_comparison
 from research.comparing.evidence import Outcome, read_outcome
 from research.comparing.pairs import last_words
@@ -23,6 +23,7 @@ from research.files import (
     storage_errors,
     write_sealed_json,
 )
+from research.recording.code import library_sha256
 from research.recording.run_directory import CODE
 from research.screen import Screen
 from research.signals import StopRequest

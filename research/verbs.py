@@ -199,6 +199,8 @@ class Compare:
 class Runs:
     """List runs: how they were trained, what they have come to, and how to go on with them.
 
+        python -m research runs mnist_cnn --sort test
+
     A comparison is one line; name its directory for its trainings. Looking disturbs no run at work.
     """
 
@@ -221,7 +223,14 @@ class Runs:
 
 @dataclasses.dataclass(frozen=True)
 class Diff:
-    """Say what two runs have in common, in what they differ, and where their metrics part."""
+    """Say what two runs have in common, in what they differ, and where their metrics part.
+
+        python -m research diff \\
+            runs/mnist_cnn/ONE runs/mnist_cnn/OTHER
+
+    Compared are options, code, data, versions, hardware, figures, weights, and the metrics of every
+    step.
+    """
 
     one: Annotated[Path, tyro.conf.Positional]
     """A run directory."""
@@ -254,6 +263,8 @@ class Replay:
 @dataclasses.dataclass(frozen=True)
 class Rerun:
     """Do a run again, in the code of then, and say whether every bit is the same.
+
+        python -m research rerun runs/mnist_cnn/RUN
 
     Code, options and seed are those that the run's directory keeps. A run that was stopped is done
     again up to its last checkpoint. The exit status is 0 if every bit is the same, and 1 if one

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from research.comparing.page import duration
 from research.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from research.data.dataset import Split
 from research.errors import InputError
 from research.files import replaced_atomically, storage_errors
-from research.printable import printable
+from research.printable import duration, printable
 from research.results.corrupted import correct_under, mean_interval
 from research.results.evaluation import predict_probabilities, wilson_interval
 from research.screen import Screen
