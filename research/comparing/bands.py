@@ -27,6 +27,7 @@ _EVENTS = "events.out.tfevents.0.bands"
 _CATEGORY = "Bands: mean ± standard deviation over the seeds of each arm"
 # Training has more figures, but few that are read beside those of validation.
 _OF_TRAINING = ("loss", "accuracy")
+_ABOUT = {"split", "step", "seconds"}  # what a line of metrics.jsonl has beside its figures
 
 # The lines of all seeds with the same step and split, in the order of steps; see ``points``.
 Points = Mapping[tuple[int, str], Sequence[Mapping[str, Any]]]
@@ -83,16 +84,14 @@ def points(runs: Sequence[Path]) -> Points:
     found = defaultdict(list)
     for run in runs:
         for line in json_lines(run / METRICS):
-            if line.get("split") in (TRAIN, VALIDATION):
+            if line.keys() >= _ABOUT and line["split"] in (TRAIN, VALIDATION):
                 found[line["step"], line["split"]].append(line)
     return {point: found[point] for point in sorted(found) if len(found[point]) == len(runs)}
 
 
 def _figures(split: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """The values of all seeds by the figure's name, of figures that all of them have."""
-    names = (
-        _OF_TRAINING if split == TRAIN else [n for n in lines[0] if n not in ("step", "seconds")]
-    )
+    names = _OF_TRAINING if split == TRAIN else [name for name in lines[0] if name not in _ABOUT]
     return {
         f"{split}/{name}": [line[name] for line in lines]
         for name in names
