@@ -9,6 +9,7 @@ import difflib
 import io
 import os
 import re
+import shlex
 import sys
 import types
 import typing
@@ -311,6 +312,34 @@ def decisive_options(config: Config) -> dict[str, Any]:
     for name in (*_FREE_ON_RESUME, "run_dir", "fork", "at_step"):
         del fields[name]
     return fields
+
+
+def options_that_differ(config: Config) -> list[str]:
+    """The options without their default values, each as on a command line.
+
+    The seed and the directories of runs are left out.
+    """
+    found = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        makes = field.default_factory
+        default = field.default if makes is dataclasses.MISSING else makes()
+        apart = field.name in ("seed", "run_dir", "resume", "fork", "at_step")
+        if apart or value == default:
+            continue
+        option = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            found.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            values = value if isinstance(value, tuple | list) else [value]
+            found.append(shlex.join([f"--{option}", *map(_as_typed, values)]))
+    return found
+
+
+def _as_typed(value: Any) -> str:
+    """A value as a user would type it: 2 for 2.0."""
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return short if not isinstance(value, float) or float(short) == value else repr(value)
 
 
 def config_from_json(config_type: type[AnyConfig], fields: Mapping[str, Any]) -> AnyConfig:

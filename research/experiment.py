@@ -22,14 +22,15 @@ from research.data.formats import read_dataset
 from research.data.mnist import load_mnist
 from research.errors import InputError, NonFiniteError, StorageError, in_few_lines, one_line
 from research.loop import Interrupted, Training, loop
-from research.recording.progress import TrainingProgress
+from research.printable import counted
+from research.recording.progress import TrainingProgress, show_start
 from research.recording.replay_bundle import write_replay_bundle
 from research.recording.run import Run, begin
 from research.recording.run_directory import lock_directory, refuse_existing
 from research.recording.start import find_start
 from research.recording.tensorboard import EMBEDDED
 from research.recording.wall_time import StartUp
-from research.results.evaluation import Validation, embed, validate
+from research.results.evaluation import Evaluation, Validation, embed, validate
 from research.results.export import check_exportable, export_h5
 from research.results.selection import rank_by
 from research.screen import Screen
@@ -212,14 +213,13 @@ def train_and_judge(
         try:
             screen.log_to(run.path / "log.txt")
             start_up.done("recording")
-            there = f"Training for {plan.steps - start.at.step} steps; see {run.path}"
-            screen.say("\n".join([*start.notes, there]))
+            show_start(screen, run, state, plan)
             splits = (training, validation)
             train_in_loop(experiment, state, splits, plan, run, stop, screen, start_up)
             done = int(state.step.numpy())  # finish may assign the best weights, of another step
             with stop.leaving():
                 if not stop.is_set():
-                    finish(experiment, state, data, validation, run, screen)
+                    finish(experiment, state, data, validation, plan, run, screen)
                     return 0
         except NonFiniteError as error:
             screen.say("Looking for the step in which it happened ...")
@@ -231,7 +231,7 @@ def train_and_judge(
             raise NonFiniteError(f"{error}; {look if bundle else go_on}") from error
         except StorageError as error:
             raise StorageError(f"{error}, then go on: {go_on}") from error
-        screen.say(f"Stopped by {stop} after {done} of {plan.steps} steps. Go on: {go_on}")
+        screen.say(f"Stopped by {stop} after step {done} of {plan.steps}. Go on: {go_on}")
         return stop.exit_status
 
 
@@ -264,7 +264,7 @@ def train_in_loop(
             compiled=not config.eager,
         )
         start_up.done("tracing")
-        screen.say(f"Ready to train after {start_up}")
+        screen.say_folded(f"Ready to train after {start_up}")
     if stop.is_set():
         return
     with TrainingProgress(screen, plan, start.step) as progress:
@@ -276,6 +276,8 @@ def train_in_loop(
                 experiment.loop(training)
                 ended = training.ended_by_loop and int(state.step.numpy()) < plan.steps
         training.save(ended)
+    if not stop.is_set():
+        progress.show_end()
 
 
 def load(config: Config, screen: Screen) -> tuple[Dataset, Split, Split]:
@@ -304,11 +306,47 @@ def refuse_what_does_not_fit(config: Config, plan: Plan, screen: Screen) -> None
         screen.say("There is no hardware for bfloat16 here: --precision float32 would be faster.")
 
 
+def choose_weights(state: State, plan: Plan, run: Run, screen: Screen) -> None:
+    """Says which validation was best, and with ``--patience`` assigns its weights.
+
+    Does nothing without held-out examples: nothing may be selected by the test set.
+    """
+    config, best = run.start.config, run.checkpoints.best_step
+    if best is None:
+        return
+    figure, last = config.selection[0], int(state.step.numpy())
+    (value,) = [v[figure] for v in run.recorder.validations if v["step"] == best]
+    saved = "its weights are saved"
+    if config.patience is None and best != last:
+        saved = "the last weights are saved; with --patience, the best would be"
+    elif config.patience is not None and (at := run.checkpoints.best(state)) is not None:
+        state.assign(at.variables.values())
+    elif config.patience is not None:
+        saved = "its checkpoint is damaged or gone, so that the last weights are saved"
+    epoch = f"epoch {plan.epochs_done(best):g}/{plan.epochs:g}"
+    screen.say_folded(f"Best: {epoch}, {config.select_by} {value:.4f}; {saved}")
+
+
+def say_whether_it_learned(found: Evaluation, screen: Screen) -> None:
+    """Prints that training was successful, unless a constant answer would be as accurate."""
+    if found.has_learned:
+        screen.say_folded("Training finished successfully.", style="green")
+        return
+    answer, accuracy = found.always
+    screen.say_folded(
+        f"Training ended, but on {counted(found.examples, 'example')} the network is no better "
+        f"than always answering {answer} (accuracy {accuracy:.4f}): try a lower --learning-rate, "
+        "or more --epochs",
+        style="red",
+    )
+
+
 def finish(
     experiment: Experiment,
     state: State,
     data: Dataset,
     validation: Split,
+    plan: Plan,
     run: Run,
     screen: Screen,
 ) -> None:
@@ -317,21 +355,13 @@ def finish(
     With ``--patience`` the weights of the best validation are exported.
     """
     config, step = run.start.config, int(state.step.numpy())
-    if config.patience is not None and (best := run.checkpoints.best_step) is not None:
-        if (at := run.checkpoints.best(state)) is not None:
-            state.assign(at.variables.values())
-            screen.say(f"The validation after step {best} was the best; its weights are saved.")
-        else:
-            screen.say(
-                f"The validation after step {best} was the best, but its checkpoint is damaged or "
-                f"gone; the weights after step {step} are saved."
-            )
-    screen.say("Training finished successfully.")
+    choose_weights(state, plan, run, screen)
     h5 = run.path / "mnist.h5"
     saved = export_h5(experiment.judged(state), h5, validation.images[:1000], state.optimizer)
     splits = [validation] if not (config.holdout and config.test) else [validation, data.test]
     # The figures are those of the file, which computes in float32.
     found = {split: experiment.validate(state, split, model=saved) for split in splits}
+    say_whether_it_learned(found[validation].evaluation, screen)
     for split, figures in found.items():
         run.recorder.final(step, figures, embed(saved, split.images[:EMBEDDED]), split)
         low, high = figures.evaluation.accuracy_interval

@@ -159,7 +159,9 @@ class Training:
             self._run.recorder.validation(step, found, self._validation)
         else:
             self._validations.append({"step": step, **found.figures})
-        self._progress.show_validation(step, found.figures)
+        # Only held-out examples may select: without them, no validation is the best.
+        best = self._run is not None and self._run.checkpoints.best_step == step
+        self._progress.show_validation(step, found.figures, self._validation.name, best)
 
     def patience_over(self) -> bool:
         """Whether the last ``--patience`` validations were no better than an earlier one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def printable(text: object) -> str:
     """``str(text)`` with its unprintable characters as Python escapes.
@@ -24,3 +26,21 @@ def duration(seconds: float) -> str:
     if seconds < 100 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def folded(parts: Iterable[str], columns: int | None, taken: int = 0, gap: str = "  ") -> list[str]:
+    """Parts of a text in lines, broken between two parts only.
+
+    Args:
+        parts: the parts, such as words. One that is wider than a line has a line of its own.
+        columns: the columns of the terminal; None for a single line.
+        taken: the columns of every line that something else takes.
+        gap: stands between two parts of a line.
+    """
+    lines: list[str] = []
+    for part in parts:
+        if lines and (columns is None or taken + len(lines[-1] + gap + part) <= columns):
+            lines[-1] += gap + part
+        else:
+            lines.append(part)
+    return lines

@@ -6,11 +6,13 @@ import contextlib
 import io
 import os
 import select
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, TextIO
 
 from research.files import storage_errors
+from research.printable import folded
 from research.stderr import DivertedStderr
 
 from rich.console import Console
@@ -37,10 +39,26 @@ class Screen:
         self._stderr = DivertedStderr(self._show_above_progress if both_shown else None)
         self.log_path: Path | None = None
 
-    def say(self, line: str) -> None:
-        """Prints a line; above the progress bar, if there is one."""
-        self.console.print(line, markup=False)
+    @property
+    def columns(self) -> int | None:
+        """The width of the terminal; None if output goes elsewhere, where no line is folded."""
+        # Not console.width: rich takes every terminal of the kind "dumb" for 80 columns wide.
+        return shutil.get_terminal_size().columns if self.console.is_terminal else None
+
+    def say(self, line: str, shown: Text | None = None) -> None:
+        """Prints a line; above the progress bar, if there is one.
+
+        Args:
+            line: the line; the log has it as it is.
+            shown: what the screen shows instead: the same, folded or with colours.
+        """
+        self.console.print(line if shown is None else shown, markup=False)
         self._stderr.write(line)
+
+    def say_folded(self, text: str, style: str = "") -> None:
+        """Prints a text, on a terminal with its line breaks between words."""
+        lines = folded(text.split(" "), self.columns, gap=" ")
+        self.say(text, Text("\n".join(lines), style))
 
     def log_to(self, path: Path) -> None:
         """Writes all earlier and later lines to the log at ``path``."""

@@ -33,8 +33,12 @@ def test_the_screen_shows_what_the_seed_prints_and_nothing_else(finished_run: Pa
         r"holdout images \(50, 28, 28, 1\), labels \(50,\)",
         r"test images \(100, 28, 28, 1\), labels \(100,\)",
         r"Ready to train after [\d.]+ s \(importing [\d.]+, data [\d.]+, .*tracing [\d.]+\)",
-        r"epoch 1/3  step 8  loss \d\.\d+  accuracy \d\.\d+  [\d,]+ examples/s",
-        r"epoch 3/3  validation  loss \d\.\d+  accuracy \d\.\d+",
+        r"network    MnistCNN, \d+,\d+ parameters",
+        r"processor  .+, \d+ cores?, float32",
+        r"seed       0",
+        r"options    --epochs 3 --batch-size 32 --log-every 4 --data \S+ --holdout 50 --test .*",
+        r"epoch 3/3  loss 0\.\d{4}  accuracy 0\.\d{4}  validation loss 0\.\d{4}  accuracy .*",
+        r"Best: epoch 3/3, highest accuracy [01]\.\d{4}; its weights are saved",
         r"Training finished successfully\.",
         r"Test loss: \d\.\d{4}",
         r"Test accuracy: \d\.\d{4} \(95% interval \d\.\d{4} to \d\.\d{4}\)",
@@ -98,7 +102,7 @@ def test_an_experiment_runs_and_learns(name: str, data_file: Path, run_here: Run
     options = ("--data", data_file, "--batch-size", "32", "--run-dir", "run")
     result = run_here(EXPERIMENTS / f"{name}.py", *options)
     assert (result.status, result.stderr) == (0, "")
-    assert re.search(r"Training took \d+\.\d s, validation apart", result.stdout)
+    assert re.search(r"Training took \d+\.\d s, evaluation apart; last epoch ", result.stdout)
     rows = [json.loads(row) for row in Path("run", "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if row["split"] == "validation"]
     assert losses[-1] < 2.2

@@ -181,7 +181,7 @@ def test_a_stop_in_the_deciding_validation_changes_nothing_and_the_end_is_record
     assert left_by(tmp_path / "run") == left_by(tmp_path / "whole")
     again = run_here(file, "--resume", "run")
     assert (again.status, again.stderr) == (0, "")
-    assert f"run ended after {number} of 32 steps: " in again.stdout
+    assert f"run ended after step {number} of 32: " in again.stdout
     assert ended in again.stdout
 
 

@@ -72,7 +72,7 @@ def test_a_run_that_is_stopped_goes_on_as_if_uninterrupted(
     options = ("--data", data_file, *OPTIONS)
     result = run_here(stopping(tmp_path, name), *options)
     assert (result.status, result.stderr) == (128 + signal.Signals[name], "")
-    assert f"Stopped by {name} after 14 of 24 steps. Go on: " in result.stdout
+    assert f"Stopped by {name} after step 14 of 24. Go on: " in result.stdout
     assert run_here(EXPERIMENTS / "mnist_cnn.py", "--resume", "run").status == 0
     assert left_by(tmp_path / "run") == left_by(finished_run)
 
@@ -102,7 +102,7 @@ def test_a_run_stops_and_leaves_its_files_whole_where_hardly_anything_is_open_or
     experiment = stopping(tmp_path, "SIGTERM")
     result = run_python("-c", BARE, "closed", experiment, *options, cwd=tmp_path)
     assert (result.returncode, result.stdout, result.stderr) == (143, "", "")
-    assert "Stopped by SIGTERM after 14" in (tmp_path / "run" / "log.txt").read_text()
+    assert "Stopped by SIGTERM after step 14" in (tmp_path / "run" / "log.txt").read_text()
     for path in (tmp_path / "run").rglob("*"):
         assert path.is_dir() or path.name == "log.txt" or b"Stopp" not in path.read_bytes()
     assert run_here(EXPERIMENTS / "mnist_cnn.py", "--resume", "run").status == 0

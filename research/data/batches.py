@@ -34,6 +34,10 @@ class Plan:
         """Steps of the whole training, at least 1."""
         return max(1, round(self.epochs * self.steps_per_epoch))
 
+    def epochs_done(self, step: int) -> float:
+        """Passes over the examples after ``step`` steps, to two decimal places."""
+        return self.epochs if step == self.steps else round(step / self.steps_per_epoch, 2)
+
     def ends_epoch(self, step: int) -> bool:
         """Whether an epoch, or the whole training, ends after ``step`` steps (1 or more)."""
         return step % self.steps_per_epoch == 0 or step == self.steps

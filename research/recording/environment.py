@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from research.printable import counted
 from research.processor import vector_extensions
 from research.recording.source import commit_of
 
@@ -163,3 +164,12 @@ def cpu_name() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def processor() -> str:
+    """What computes, in a few words: the GPUs, or the CPU and how many of its cores may be used."""
+    gpus = tf.config.get_visible_devices("GPU")
+    if gpus:
+        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+        return ", ".join(detail.get("device_name", "GPU") for detail in details)
+    return f"{cpu_name() or 'CPU'}, {counted(len(cores()) or os.cpu_count() or 1, 'core')}"

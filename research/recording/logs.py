@@ -18,6 +18,7 @@ from typing import Any
 
 from research.errors import InputError
 from research.files import is_regular, move_aside, replaced_atomically, storage_errors
+from research.printable import counted
 from research.recording.metrics import NAME as METRICS
 from research.recording.metrics import parsed
 from research.recording.tensorboard import LOGGED as FOLDERS
@@ -200,11 +201,11 @@ def _mended_lines(
             lines.append(found[point])
             points.append(point)
     total = sum(logged.lines.values())
-    told = f"{len(made & set(points))} of {total} lines are made from TensorBoard's files"
+    told = f"{len(made & set(points))} of {total} lines made from TensorBoard's files"
     if left := len(unchecked & set(points)):
         told += f", {left} could not be compared with them"
     if lost := total - len(lines):
-        told += f", {lost} are lost"
+        told += f", {lost} lost"
     return lines, told
 
 
@@ -225,9 +226,9 @@ def _mended_events(
     pictures = len(kept) - len(with_scalars)
     for step in missing:
         kept[step, False, ()] = _scalars_event(json.loads(lines[step]), began)
-    told = f"{len(missing)} of {len(lines)} points are made from {METRICS}" if missing else ""
+    told = f"{len(missing)} of {len(lines)} points made from {METRICS}" if missing else ""
     if (lost := logged - len(lines) - pictures) > 0:
-        told += f"{', ' if told else ''}{lost} sets of pictures and histograms are lost"
+        told += f"{', ' if told else ''}{counted(lost, 'set')} of pictures and histograms lost"
     return [kept[key] for key in sorted(kept)], told
 
 

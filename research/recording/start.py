@@ -19,6 +19,7 @@ from research.data.batches import Plan
 from research.data.dataset import HOLDOUT, TEST, Dataset
 from research.errors import InputError, one_line
 from research.files import is_regular, read_json, read_sealed_json, sha256
+from research.printable import counted
 from research.recording.checkpoints import (
     Checkpoint,
     checkpoint_path,
@@ -120,7 +121,8 @@ def find_start(
         start = new if config.fork is None else _forked(new, config.fork, state)
     if start.at.step > plan.steps:
         raise InputError(
-            f"--epochs {config.epochs:g}: of {plan.steps} steps {start.at.step} are done; give more"
+            f"--epochs {config.epochs:g}: that would be step {plan.steps}, and the run has reached "
+            f"step {start.at.step}; give more"
         )
     return start
 
@@ -164,10 +166,10 @@ def _finished(start: Start, run: Path, plan: Plan) -> str | None:
         what = f"its {'test' if tested else 'held-out'} accuracy is {accuracy:.4f}"
         if at.step == plan.steps:
             return f"{run} is finished; {what}."
-        since = "1 validation was" if waiting == 1 else f"{waiting} validations were"
-        why = f"{since} no better" if impatient else "its loop ended it"
+        since = f"no better one in {counted(waiting, 'validation')}"
+        why = since if impatient else "its loop ended it"
         which = f"the best was after step {exported}; " if impatient else ""
-        return f"{run} ended after {at.step} of {plan.steps} steps: {why}; {which}{what}."
+        return f"{run} ended after step {at.step} of {plan.steps}: {why}; {which}{what}."
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

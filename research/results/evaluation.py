@@ -56,6 +56,17 @@ class Evaluation:
     most_wrong: list[Mistake]
 
     @property
+    def always(self) -> tuple[int, float]:
+        """The most frequent class, and the accuracy of always answering it, 0 to 1."""
+        most = max(self.support)
+        return self.support.index(most), most / self.examples
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether the accuracy is above the 95% interval of that of ``always``."""
+        return self.accuracy > wilson_interval(max(self.support), self.examples)[1]
+
+    @property
     def figures(self) -> dict[str, float]:
         """The figures that TensorBoard draws over the steps, by tag."""
         return {

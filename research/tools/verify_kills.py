@@ -283,7 +283,7 @@ class Killer:
             return int(process.exitcode)
         del self._signals[0]
         said = _read(run / "log.txt")[log:]
-        self._during[_activity(run, said)] += 1
+        self._during[_activity(training, said)] += 1
         self._sent["killed" if which == signal.SIGKILL else "stopped"] += 1
         if which != signal.SIGKILL:
             self._seconds_to_stop.append(time.monotonic() - sent)
@@ -313,7 +313,7 @@ class Killer:
 
     def _lost(self, run: Path, said: str, which: signal.Signals, status: int) -> Iterator[str]:
         """Yields a message for each loss of a stopped run."""
-        stopped = re.findall(r"Stopped by \w+ after (\d+) of", said)
+        stopped = re.findall(r"Stopped by \w+ after step (\d+) of", said)
         if stopped:
             saved = [step_of(path) for path in checkpoint_paths(run / "checkpoints")[:1]]
             if status != 128 + which:
@@ -400,19 +400,25 @@ def _run_program(experiment: str, arguments: list[str], output: str, folder: str
     runpy.run_path(experiment, run_name="__main__")
 
 
-def _activity(run: Path, said: str) -> str:
+def _activity(training: Training, said: str) -> str:
     """What a run was doing when it ended, by its files and its log."""
+    run = training.run
     if not os.path.lexists(run):
         return "before the directory"
     if list((run / "checkpoints").glob(".partial-*")):
         return "saving"
     if "Training for" not in said:
         return "starting" if checkpoint_paths(run / "checkpoints") else "creating the directory"
-    if "Training finished" in said:
+    if "Training took" in said:
         return "exporting"
-    # A line "step" precedes each validation, and a line "validation" follows it.
-    lines = re.findall(r"^epoch \S+  (step|validation) ", said, re.MULTILINE)
-    return "validating" if lines[-1:] == ["step"] else "training"
+    # A line about training precedes each validation, and a line about the validation follows it.
+    validated = {
+        line["step"]
+        for line in training.whole.left["metrics.jsonl"]
+        if line["split"] == "validation"
+    }
+    last = re.search(r'"split": "train", "step": (\d+)[^\n]*\n?\Z', _read(run / "metrics.jsonl"))
+    return "validating" if last and int(last[1]) in validated else "training"
 
 
 def _read(path: Path) -> str:

@@ -106,7 +106,7 @@ def test_a_damaged_log_is_told_kept_and_made_from_tensorboards_files(
     found, expected = left_by(run), left_by(finished_run)
     assert same_lines(found.pop("metrics.jsonl"), expected.pop("metrics.jsonl"))
     assert found == expected
-    told = r"metrics\.jsonl: damaged; \d of 6 lines are made from TensorBoard's files"
+    told = r"metrics\.jsonl: damaged; \d of 6 lines made from TensorBoard's files"
     # A flip may hit the seconds, which no other log holds.
     assert len(re.findall(told, result.stdout)) == 1
     assert "lost" not in result.stdout
@@ -132,7 +132,7 @@ def test_damaged_tensorboard_files_are_told_kept_and_made_from_the_log(
         assert found["TensorBoard"][split][tag] == shown[tag]
     del found["TensorBoard"][split], expected["TensorBoard"][split]
     assert found == expected
-    told = rf"run/{split}: TensorBoard's files are damaged; .*(points are made from|lost)"
+    told = rf"run/{split}: TensorBoard's files are damaged; .*(points made from|lost)"
     assert len(re.findall(told, result.stdout)) == 1, result.stdout
     assert os.path.lexists(run / split / "events.damaged") == (damage != Path.unlink)
     assert len(event_files(run / split)) == 2  # the mended file, and the file of the resumed run
@@ -145,7 +145,7 @@ def test_what_is_lost_in_both_logs_is_counted(
     shutil.rmtree(run / "train")
     result = run_here(EXPERIMENT, "--resume", run)
     assert (result.status, result.stderr) == (0, "")
-    assert "2 of 6 lines are made from TensorBoard's files, 4 are lost" in result.stdout
+    assert "2 of 6 lines made from TensorBoard's files, 4 lost" in result.stdout
     found, expected = left_by(run), left_by(finished_run)
     lines = [x for x in expected["metrics.jsonl"] if x["split"] != "train" or x["step"] > 16]
     assert same_lines(found["metrics.jsonl"], lines)
