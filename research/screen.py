@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import select
 import shutil
 import sys
@@ -56,8 +57,8 @@ class Screen:
         self._stderr.write(line)
 
     def say_folded(self, text: str, style: str = "") -> None:
-        """Prints a text, on a terminal with its line breaks between words."""
-        lines = folded(text.split(" "), self.columns, gap=" ")
+        """Prints a text; on a terminal, lines end between words, but not before a number or "s"."""
+        lines = folded(re.split(r" (?!\d|s\b)", text), self.columns, gap=" ")
         self.say(text, Text("\n".join(lines), style))
 
     def log_to(self, path: Path) -> None:

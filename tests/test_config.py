@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from pathlib import Path
 
-from research.config import Config, parse
+from research.config import Config, options_that_differ, parse
 from research.errors import InputError
 from research.help import explanations
 from research.verbs import VERBS
@@ -34,6 +35,34 @@ def test_paths_that_the_locale_reads_otherwise_are_refused(monkeypatch: pytest.M
     monkeypatch.setattr(os, "fsencode", lambda path: str(path).encode("latin-1"))
     with pytest.raises(InputError, match="or set LC_ALL"):
         parse(Config, ["--run-dir", name])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Own(Config):
+    """Options that are listed, or on by default."""
+
+    learning_rate: float = 0.5
+    mirror: bool = True
+    """Whether to mirror."""
+    sizes: list[int] = dataclasses.field(default_factory=lambda: [1])
+    """Sizes."""
+
+
+def test_the_options_that_differ_give_the_same_configuration() -> None:
+    assert options_that_differ(Own()) == options_that_differ(Own(seed=3, run_dir=Path("x"))) == []
+    changed = Own(
+        epochs=2.0,
+        learning_rate=1 / 3,
+        clip_norm=1e-7,
+        eager=True,
+        mirror=False,
+        profile=(100, 120),
+        data=Path("two words"),
+        sizes=[2, 3],
+    )
+    words = options_that_differ(changed)
+    assert words[0] == "--epochs 2"
+    assert parse(Own, [word for option in words for word in shlex.split(option)]) == changed
 
 
 def test_a_working_directory_that_can_not_be_used_is_refused(

@@ -134,9 +134,8 @@ class TrainingProgress:
         """Prints how long training took, and after which epoch it ended."""
         since = f" since step {self._first}" if self._first else ""
         ended = f"{self._plan.epochs_done(self._step):g}/{self._plan.epochs:g}"
-        self._screen.say_folded(
-            f"Training took {self._seconds:.1f} s{since}, evaluation apart; last epoch {ended}"
-        )
+        took = f"Training took {self._seconds:.1f} s{since}, evaluation apart"
+        self._screen.say_folded(f"{took}, and ended after epoch {ended}")
 
     def _show_line(self, validation: Sequence[str] = (), best: bool = False) -> None:
         training = _figures({name: total / self._examples for name, total in self._sums.items()})

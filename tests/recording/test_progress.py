@@ -97,6 +97,19 @@ def test_without_a_terminal_each_epoch_is_one_line(
     assert len(others) == 5
 
 
+@pytest.mark.parametrize("columns", [30, 40, 60])
+def test_a_sentence_is_folded_between_words_and_not_before_a_number(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "Ready to train after 29.4 s (importing 14.1, data 2.0, network 2.0, recording 0.9)"
+    with terminal(columns, monkeypatch) as sent, Screen() as screen:
+        screen.say_folded(text, style="green")
+    lines, _ = lines_of(sent[0])
+    assert " ".join(lines) == text
+    assert max(map(len, lines)) <= columns
+    assert not any(re.match(r"\d|s ", line) for line in lines)
+
+
 @pytest.mark.parametrize(
     ("kind", "no_color", "codes"),
     [("xterm-256color", "", {"1;32"}), ("xterm-256color", "1", {"1"}), ("dumb", "", set[str]())],
@@ -151,7 +164,7 @@ def test_a_whole_training_in_a_narrow_terminal(
         "network MnistCNN, 92,642 parameters",
         ", float32 seed 0 options --epochs 2 --batch-size 20",
         "--dense-width 8 Training for 26 steps; see run",
-        "evaluation apart; last epoch 2/2 Best: epoch",
+        "evaluation apart, and ended after epoch 2/2 Best: epoch",
         "Training finished successfully. Held-out loss:",
     ):
         assert expected in words

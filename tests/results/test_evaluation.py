@@ -70,6 +70,18 @@ def test_the_interval_is_wilsons() -> None:
     assert high - low < 0.004
 
 
+@pytest.mark.parametrize(("right", "learned"), [(1198, False), (1199, True)])
+def test_chance_level_is_that_of_the_most_frequent_answer_with_a_margin(
+    right: int, learned: bool
+) -> None:
+    # MNIST's test set: 1135 of 10,000 are ones. Worked by hand, Wilson's interval ends at 0.11987.
+    labels = np.repeat(np.arange(10), [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009])
+    answers = np.where(np.arange(10_000) < right, labels, (labels + 1) % 10)
+    found = evaluate_probabilities(np.eye(10)[answers], labels)
+    assert found.always == (1, 0.1135)
+    assert found.has_learned == learned
+
+
 def test_calibration_error_is_zero_for_a_calibrated_model() -> None:
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.1, 1, 200_000)
