@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 
@@ -15,26 +16,27 @@ from research.screen import Screen
 from research.training.state import State
 from research.training.train import Report
 
-import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
 
 # Without a live line a plain line is printed after each epoch, and in between at most this often.
 SECONDS_BETWEEN_LINES = 20
-# The columns that a live line needs for the time left.
-TIME_LEFT = 14
+# The columns of a live line that the time left takes, and those of the bar, with its gap.
+TIME_LEFT, BAR = 14, 41
 
 
 def show_start(screen: Screen, run: Run, state: State, plan: Plan) -> None:
     """Prints what is trained, on what, and with which options; and what the run starts from."""
     config, start = run.start.config, run.start
-    parameters = sum(np.prod(weight.shape) for weight in state.weights(all_layers=True).values())
-    frozen = parameters - sum(np.prod(weight.shape) for weight in state.weights().values())
+    parameters = sum(math.prod(weight.shape) for weight in state.weights(all_layers=True).values())
+    untrained = parameters - sum(math.prod(weight.shape) for weight in state.weights().values())
     network = f"{type(state.model).__name__}, {parameters:,} parameters"
     replicas = state.strategy.num_replicas_in_sync
     rows = {
-        "network": (network + (f", {frozen:,} of them frozen" if frozen else "")).split(),
+        "network": (
+            network + (f", {untrained:,} of them not trained" if untrained else "")
+        ).split(),
         "processor": f"{processor()}, {config.precision}".split(),
         "replicas": [str(replicas)] if replicas > 1 else [],
         "seed": [str(config.seed)],
@@ -77,7 +79,8 @@ class TrainingProgress:
         self._sums: dict[str, float] = {}  # over the examples since the last line
         self._examples = 0
         self._ended_epoch = False
-        bar = [BarColumn(complete_style="cyan")] if screen.console.width >= 110 else []
+        bar = [BarColumn(BAR - 1, complete_style="cyan")] if (screen.columns or 0) >= 120 else []
+        self._taken = TIME_LEFT + (BAR if bar else 0)
         self._live = Progress(
             TextColumn("{task.description}"),
             *bar,
@@ -106,7 +109,7 @@ class TrainingProgress:
         epochs = f"epoch {self._plan.epochs_done(report.step):.2f}/{self._plan.epochs:g}"
         speed = f"{report.examples_per_second:,.0f} examples/s"
         parts = [epochs, *_figures(known), speed]
-        fitting = folded(parts, self._screen.columns, TIME_LEFT)[0]
+        fitting = folded(parts, self._screen.columns, self._taken)[0]
         self._live.update(self._task, completed=report.step, description=f"{fitting} ")
         waited = time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES
         if self._live.disable and waited and not report.epoch_ended:
