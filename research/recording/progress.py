@@ -32,11 +32,11 @@ def show_start(screen: Screen, run: Run, state: State, plan: Plan) -> None:
     parameters = sum(math.prod(weight.shape) for weight in state.weights(all_layers=True).values())
     untrained = parameters - sum(math.prod(weight.shape) for weight in state.weights().values())
     network = f"{type(state.model).__name__}, {parameters:,} parameters"
+    if untrained:
+        network += f", {untrained:,} of them not trained"
     replicas = state.strategy.num_replicas_in_sync
     rows = {
-        "network": (
-            network + (f", {untrained:,} of them not trained" if untrained else "")
-        ).split(),
+        "network": network.split(),
         "processor": f"{processor()}, {config.precision}".split(),
         "replicas": [str(replicas)] if replicas > 1 else [],
         "seed": [str(config.seed)],
