@@ -168,6 +168,8 @@ def cpu_name() -> str:
 
 def processor() -> str:
     """What computes, in a few words: the GPUs, or the CPU and how many of its cores may be used."""
+    import tensorflow as tf  # as in describe_environment
+
     gpus = tf.config.get_visible_devices("GPU")
     if gpus:
         details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]

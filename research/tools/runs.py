@@ -14,7 +14,7 @@ from typing import Any, get_args
 from research.comparing.comparison import QUESTION
 from research.comparing.summary import ComparisonSummary, summarize_comparison
 from research.errors import InputError
-from research.printable import counted, duration, printable
+from research.printable import counted, duration, folded, printable
 from research.recording.summary import Summary, is_run, summarize
 from research.screen import Screen
 from research.verbs import Runs, RunStatus
@@ -147,7 +147,7 @@ def run_table(runs: Sequence[Summary], width: int) -> Table:
     columns = {heading: cells for heading, cells in columns.items() if any(map(str, cells))}
     used = [max(cell_len(heading), *map(_width, cells)) for heading, cells in columns.items()]
     room = width - sum(used) - len(used) - (3 if wide else 2)
-    paths = [Text(folded(_parts(each.run), "", room), "bold") for each in runs]
+    paths = [Text("\n".join(folded(_parts(each.run), room, gap="")), "bold") for each in runs]
     if wide:
         room -= max(map(_width, paths))
     abouts = [_about(each, room) for each in runs]
@@ -161,17 +161,6 @@ def run_table(runs: Sequence[Summary], width: int) -> Table:
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*cells)
     return table
-
-
-def folded(parts: Sequence[str], between: str, room: int) -> str:
-    """The parts in lines that are broken between parts only, where they don't fit into ``room``."""
-    lines = [parts[0]]
-    for part in parts[1:]:
-        if cell_len(lines[-1] + between + part) <= room:
-            lines[-1] += between + part
-        else:
-            lines.append(part)
-    return "\n".join(lines)
 
 
 def options_of(each: Summary) -> list[str]:
@@ -197,7 +186,7 @@ def _word(value: Any) -> str:
 def _about(each: Summary, room: int) -> Text:
     """The experiment and the options of a run, and what is damaged."""
     parts = [printable(part) for part in filter(None, [each.experiment, *options_of(each)])]
-    text = Text(folded(parts, " ", room) if parts else "")
+    text = Text("\n".join(folded(parts, room, gap=" ")))
     if each.status == "damaged" or not parts:
         text.append(f"{chr(10) if parts else ''}{printable(each.reason)}", STYLES[each.status])
     return text
