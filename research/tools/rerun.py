@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from research.tools.rerun_past import (
     checkpoint,
     cores_of,
     edited_library,
+    end_of,
     environment_of,
     foreseen,
     read_past,
@@ -69,7 +69,7 @@ def run(asked: Rerun, screen: Screen) -> bool:
         stop = StopRequest(say=False)
         with stop:
             status = _train(past, words, variables, again, stop, quiet=asked.json)
-        ended = _ended_as_before(past, again, status)
+        ended = _has_ended(past, again)
         if stop.is_set() and not ended:
             go_on = f"; go on, and compare: {_command(past, again)}" if again.exists() else ""
             say(f"Stopped by {stop}{go_on}")
@@ -136,7 +136,7 @@ def _train(
     quiet: bool,
 ) -> int:
     """Trains with the code of then, until it ends or is where the run was; the exit status."""
-    if _is_far_enough(past, again):
+    if _has_ended(past, again):
         return 0
     with tempfile.TemporaryDirectory(prefix="research-rerun-") as name:
         folder = Path(name)
@@ -159,7 +159,7 @@ def _train(
                 sent = True
                 if _status(process, _SECONDS_UNTIL_SENT_ON) is None:
                     process.send_signal(stop.exit_status - 128)
-            elif not sent and _is_far_enough(past, again):
+            elif past.until is not None and not sent and _has_ended(past, again):
                 sent = True
                 process.terminate()
         return status
@@ -172,15 +172,11 @@ def _status(process: subprocess.Popen[bytes], seconds: float) -> int | None:
     return None
 
 
-def _is_far_enough(past: Past, again: Path) -> bool:
-    """Whether the rerun of a run that was stopped has the checkpoint to compare."""
-    return past.until is not None and os.path.lexists(checkpoint(again, past.until))
-
-
-def _ended_as_before(past: Past, again: Path, status: int) -> bool:
+def _has_ended(past: Past, again: Path) -> bool:
+    """Whether a rerun has all that is to be compared."""
     if past.until is not None:
-        return status in (0, 128 + signal.SIGTERM) and _is_far_enough(past, again)
-    return status == {"finished": 0, "non-finite": 1}[past.end]
+        return os.path.lexists(checkpoint(again, past.until))
+    return end_of(again) == past.end
 
 
 def _refuse_to_compare(past: Past, again: Path, status: int) -> None:

@@ -88,7 +88,7 @@ def read_past(run: Path) -> Past:
         ) from error
     names = [path.stem for path in (run / "checkpoints").glob("step-*.safetensors")]
     step = max((int(name.removeprefix("step-")) for name in names), default=0)
-    past = Past(run, config, environment, code, _end(run), step)
+    past = Past(run, config, environment, code, end_of(run), step)
     if past.until is not None and step <= (config["at_step"] or 0):
         raise InputError(
             f"{run}: it has no checkpoint beyond its start, and so nothing to compare; --resume it "
@@ -97,7 +97,8 @@ def read_past(run: Path) -> Past:
     return past
 
 
-def _end(run: Path) -> End:
+def end_of(run: Path) -> End:
+    """How a run has ended; "stopped" also if there is none."""
     ends: tuple[tuple[str, End], ...] = (
         ("finished.json", "finished"),
         ("non_finite.json", "non-finite"),
@@ -267,12 +268,10 @@ def since(past: Past) -> list[str]:
 
 
 def edited_library(past: Past) -> list[str]:
-    """The files of the library that are others today than the run keeps."""
-    return sorted(
-        name
-        for name, content in past.code.items()
-        if not name.startswith(f"{CODE}/") and _today(name) != content
-    )
+    """The library's files that are others today than the run keeps, if trainings use them."""
+    apart = tuple(f"{name}/" for name in (CODE, "research/tools", "research/comparing"))
+    kept = {name: each for name, each in past.code.items() if not name.startswith(apart)}
+    return sorted(name for name, content in kept.items() if _today(name) != content)
 
 
 def _today(name: str) -> bytes | None:

@@ -1,0 +1,221 @@
+"""``rerun``: the same bits from a run's directory alone, or why not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from research.config import config_as_json, parse
+from research.files import read_sealed_json, write_sealed_json
+from research.network.mnist_cnn import Config
+from research.recording.run_directory import code_sha256, lock, read_code
+from research.tools.rerun_past import Past, arguments
+
+import pytest
+from conftest import RunHere, contents
+
+SAME = "Every bit is the same: "
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A finished run in a directory of its own."""
+    return Path(shutil.copytree(finished_run, tmp_path / "a run"))
+
+
+def change(path: Path, **fields: Any) -> None:
+    """Changes fields of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def change_config(run: Path, **fields: Any) -> None:
+    config = read_sealed_json(run / "config.json")
+    write_sealed_json(run / "config.json", config | fields)
+
+
+def edit_library(run: Path, name: str, edit: Callable[[str], str]) -> None:
+    """Makes a run one with another library, as if it had been so from the start."""
+    code = {k: v for k, v in read_code(run).items() if k.startswith("research/")}
+    with zipfile.ZipFile(run / "library.zip", "w") as file:
+        for each, content in code.items():
+            file.writestr(each, edit(content.decode()) if each == name else content)
+    change(run / "environment.json", code=code_sha256(run))
+
+
+def last_lines(text: str) -> str:
+    return text.partition("Every bit is")[2] or text.partition("Not the same")[2]
+
+
+def test_a_run_is_done_again_in_the_library_of_then(run: Path, run_here: RunHere) -> None:
+    edit_library(run, "research/loop.py", lambda text: f"{text}# as it was\n")
+    before = contents(run)
+    result = run_here("research", "rerun", "a run", "--run-dir", "again")
+    assert (result.status, result.stderr) == (0, "")
+    assert "another in 1 file (research/loop.py); this trains with that of then" in result.stdout
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith(f"{SAME}9 lines of metrics, all 26 variables after step 24")
+    assert last.endswith("mnist.h5, evaluation.json")
+    assert contents(run) == before
+    again = run.with_name("again")
+    assert read_code(again) == read_code(run)
+    assert "a run/code/mnist_cnn.py' --epochs=3.0" in (again / "command.txt").read_text()
+
+
+def test_another_bit_is_found_and_explained(run: Path, run_here: RunHere) -> None:
+    again = shutil.copytree(run, run.with_name("again"))
+    lines = (again / "metrics.jsonl").read_text().splitlines()
+    *_, name = (n for n, line in enumerate(lines) if '"validation"' in line)
+    line = json.loads(lines[name])
+    was, line["loss"] = line["loss"], 0.25
+    lines[name] = json.dumps(line)
+    (again / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    words = ("research", "rerun", run.name, "--run-dir", "again")
+
+    result = run_here(*words)
+    assert result.status == 1
+    told = f"Not the same: validation loss at step {line['step']} is 0.25, and was {was}; the same:"
+    assert told in result.stdout
+    assert "Nothing that was recorded explains it" in result.stdout
+
+    change(again / "environment.json", python="2.7", cores=64)
+    found = json.loads(run_here(*words, "--json").stdout)
+    assert not found["same"]
+    assert found["first_difference"]["values"] == [was, 0.25]
+    assert found["equal"][1:] == ["mnist.h5", "evaluation.json"]
+    assert any(reason.endswith("is now 2.7") for reason in found["reasons"])
+
+
+def test_what_may_change_bits_is_said_before_training(run: Path, run_here: RunHere) -> None:
+    shutil.copytree(run, run.with_name("again"))
+    change(run / "environment.json", cpu="an older one", files={"/gone/teacher.h5": "0"})
+    mine = run / "code" / "mnist_cnn.py"
+    mine.write_text(mine.read_text() + "# edited\n")
+    shutil.copy(mine, run.with_name("again") / "code")
+    result = run_here("research", "rerun", run.name, "--run-dir", "again")
+    assert result.status == 0, result.stderr
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("Perhaps not")]
+    assert "cpu an older one is now" in line
+    assert "a run/code/mnist_cnn.py has been edited" in line
+    assert "/gone/teacher.h5 is not what it was" in line
+    assert ", although cpu an older one" in result.stdout
+
+
+def no_run(run: Path) -> None:
+    shutil.rmtree(run)
+
+
+def damaged_config(run: Path) -> None:
+    (run / "config.json").write_bytes((run / "config.json").read_bytes()[:-30])
+
+
+def no_library(run: Path) -> None:
+    (run / "library.zip").unlink()
+
+
+def damaged_library(run: Path) -> None:
+    content = bytearray((run / "library.zip").read_bytes())
+    content[2000] ^= 1
+    (run / "library.zip").write_bytes(content)
+
+
+def no_experiment(run: Path) -> None:
+    (run / "code" / "mnist_cnn.py").unlink()
+
+
+def no_data(run: Path) -> None:
+    change_config(run, data="/gone/data.npz")
+
+
+def other_data(run: Path) -> None:
+    change_config(run, data_sha256="0")
+
+
+def no_checkpoint(run: Path) -> None:
+    (run / "finished.json").unlink()
+    shutil.rmtree(run / "checkpoints")
+
+
+def no_fork(run: Path) -> None:
+    change_config(run, fork="/gone/source", at_step=7)
+
+
+def damaged_metrics(run: Path) -> None:
+    (run / "metrics.jsonl").write_text("{")
+
+
+def something_else(run: Path) -> None:
+    run.with_name("again").mkdir()
+
+
+def other_options(run: Path) -> None:
+    again = shutil.copytree(run, run.with_name("again"))
+    change_config(again, seed=9)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (no_run, "a run: not a run directory (No such file"),
+        (damaged_config, "its config.json can't be read"),
+        (no_library, "it keeps no library.zip"),
+        (damaged_library, "library.zip is damaged"),
+        (no_experiment, "the code of then can't be read"),
+        (no_data, "its data, /gone/data.npz, are gone; say where they are with --data"),
+        (other_data, "not the data that a run was trained on"),
+        (no_checkpoint, "nothing to compare; --resume it first"),
+        (no_fork, "a fork of /gone/source after step 7, and neither keeps that checkpoint"),
+        (damaged_metrics, "its results can't be read"),
+        (something_else, "--run-dir again: it exists, and is no rerun of a run"),
+        (other_options, "--run-dir again: it exists, and is no rerun of a run"),
+    ],
+)
+def test_what_can_not_be_done_again_is_refused(
+    spoil: Callable[[Path], None], reason: str, run: Path, run_here: RunHere
+) -> None:
+    spoil(run)
+    result = run_here("research", "rerun", run.name, "--run-dir", "again")
+    assert (result.status, result.stdout) == (2, "")
+    assert reason in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_run_at_work_and_the_run_itself_are_refused(run: Path, run_here: RunHere) -> None:
+    result = run_here("research", "rerun", run.name, "--run-dir", run.name)
+    assert result.status == 2
+    assert "is no rerun of a run" in result.stderr
+    descriptor = lock(run)
+    result = run_here("research", "rerun", run.name)
+    os.close(descriptor)
+    assert result.status == 2
+    assert "another process is at work on it; wait for it, or stop it" in result.stderr
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Odd(Config):
+    """Options that are hard to write on a command line."""
+
+    shift: tuple[float, float] = (0.0, 1.0)
+    label: str = "usual"
+    teacher: Path | None = Path("teacher.h5")
+    loud: bool = True
+    rate: float | None = 0.5
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        Odd(shift=(-1e-05, -2.0), label="--seed 'two' $x", teacher=None, loud=False, rate=None),
+        Odd(label="", teacher=Path("/a b/-c.h5"), epochs=0.1 + 0.2, clip_norm=1e-20, eager=True),
+    ],
+)
+def test_every_option_is_given_as_it_was(odd: Odd, tmp_path: Path) -> None:
+    config = json.loads(json.dumps(config_as_json(odd)))
+    past = Past(tmp_path, {"experiment": "odd", **config}, {}, {}, "finished", 10)
+    words = arguments(past, tmp_path / "again", None)
+    assert parse(Odd, words) == dataclasses.replace(odd, run_dir=tmp_path / "again")
