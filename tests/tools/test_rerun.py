@@ -6,6 +6,10 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +22,7 @@ from research.recording.run_directory import code_sha256, lock, read_code
 from research.tools.rerun_past import Past, arguments
 
 import pytest
-from conftest import RunHere, contents
+from conftest import EXPERIMENTS, RunHere, contents, run_python
 
 SAME = "Every bit is the same: "
 
@@ -46,10 +50,6 @@ def edit_library(run: Path, name: str, edit: Callable[[str], str]) -> None:
         for each, content in code.items():
             file.writestr(each, edit(content.decode()) if each == name else content)
     change(run / "environment.json", code=code_sha256(run))
-
-
-def last_lines(text: str) -> str:
-    return text.partition("Every bit is")[2] or text.partition("Not the same")[2]
 
 
 def test_a_run_is_done_again_in_the_library_of_then(run: Path, run_here: RunHere) -> None:
@@ -219,3 +219,101 @@ def test_every_option_is_given_as_it_was(odd: Odd, tmp_path: Path) -> None:
     past = Past(tmp_path, {"experiment": "odd", **config}, {}, {}, "finished", 10)
     words = arguments(past, tmp_path / "again", None)
     assert parse(Odd, words) == dataclasses.replace(odd, run_dir=tmp_path / "again")
+
+
+# Ten runs of other experiments, precisions and options.
+TEN = {
+    "mnist_cnn": "",
+    "mixup": "--alpha 0.3 --precision mixed_bfloat16 --seed 3",
+    "harder_half": "--strategy mirrored --decay cosine",
+    "accumulation": "--eager --part-size 8",
+    "label_smoothing": "--holdout 100 --patience 1 --epochs 6 --test",
+    "best": "--holdout 50 --holdout-seed 5 --warmup-epochs 0.5 --clip-norm 1",
+    "averaged_weights": "--steps-per-call 3 --log-every 2 --profile 2 4",
+    "sam": "--radius 0.1",
+    "residual": "--decay linear",
+    "restarts": "--cycle-epochs None --epochs 1.5",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TEN)
+def test_ten_runs_end_with_the_same_bits(name: str, data_file: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copy(EXPERIMENTS / f"{name}.py", tmp_path / f"{name}.py"))
+    words = ("--epochs", "2", "--batch-size", "32", "--data", data_file, "--run-dir", "a run")
+    trained = run_python(copy, *words, *TEN[name].split(), cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    copy.unlink()
+    result = run_python("-m", "research", "rerun", "a run", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.splitlines()[-1].startswith(SAME)
+
+
+SMALL = ("--batch-size", "32", "--dense-width", "8", "--epochs", "2")
+
+
+@pytest.mark.slow
+def test_forks_resumed_runs_and_those_that_became_non_finite_end_with_the_same_bits(
+    data_file: Path, tmp_path: Path
+) -> None:
+    experiment = EXPERIMENTS / "mnist_cnn.py"
+    for status, words in (
+        (0, [*SMALL, "--data", data_file, "--run-dir", "source"]),
+        (0, ["--resume", "source", "--epochs", "3"]),
+        (0, ["--fork", "source", "--learning-rate", "0.3", "--epochs", "4", "--run-dir", "fork"]),
+        (1, [*SMALL, "--data", data_file, "--run-dir", "nan", "--learning-rate", "1e30"]),
+    ):
+        assert run_python(experiment, *words, cwd=tmp_path).returncode == status
+    for name in ("source", "fork", "nan"):
+        result = run_python("-m", "research", "rerun", name, cwd=tmp_path)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert SAME in result.stdout
+
+
+@pytest.mark.slow
+def test_an_edit_of_the_library_of_then_is_found(run: Path, run_here: RunHere) -> None:
+    environment = (run / "environment.json").read_bytes()
+    edit_library(run, "research/seeds.py", lambda text: text.replace("name.encode()", "b'other'"))
+    (run / "environment.json").write_bytes(environment)
+    result = run_here("research", "rerun", run.name)
+    assert result.status == 1
+    assert "Not the same: train loss at step 4 is" in result.stdout
+    assert "Perhaps because a run/library.zip has been edited" in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_rerun_that_is_stopped_goes_on(
+    number: signal.Signals, data_file: Path, tmp_path: Path
+) -> None:
+    words = [*SMALL, "--epochs", "60", "--data", str(data_file), "--run-dir", "run"]
+    assert run_python(EXPERIMENTS / "mnist_cnn.py", *words, cwd=tmp_path).returncode == 0
+    command = [sys.executable, "-m", "research", "rerun", "run", "--run-dir", "again"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "again" / "metrics.jsonl").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(number)
+        said = process.stdout.read() if process.stdout else ""
+    assert process.returncode == 128 + number, said
+    assert f"Stopped by {number.name}; go on, and compare: python -m research rerun run" in said
+    assert not (tmp_path / "again" / "finished.json").exists()
+    result = run_python(*command[1:], cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Resuming again after step" in result.stdout
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_is_done_again_up_to_its_last_checkpoint(
+    data_file: Path, tmp_path: Path
+) -> None:
+    words = [*SMALL, "--epochs", "200", "--data", str(data_file), "--run-dir", "run"]
+    words += ["--checkpoint-every", "30"]
+    command = [sys.executable, str(EXPERIMENTS / "mnist_cnn.py"), *words]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
+        while not (tmp_path / "run" / "checkpoints" / "step-00000060.safetensors").exists():
+            time.sleep(0.01)
+        process.kill()
+    result = run_python("-m", "research", "rerun", "run", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "this one is stopped after its last checkpoint, of step" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith(SAME)
