@@ -201,7 +201,10 @@ def read_code(run: Path) -> dict[str, bytes]:
     with open_regular(run / LIBRARY) as file:
         try:
             archive = zipfile.ZipFile(file)
-            return code | {name: archive.read(name) for name in archive.namelist()}
+            names = archive.namelist()
+            if strange := [n for n in names if not n.startswith("research/") or ".." in n]:
+                raise ValueError(f"it holds {strange[0]}")
+            return code | {name: archive.read(name) for name in names}
         except Exception as error:  # a damaged archive leads to errors of many types
             raise ValueError(f"{LIBRARY} is damaged ({one_line(error)[:100]})") from error
 

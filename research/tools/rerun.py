@@ -25,7 +25,6 @@ from research.tools import rerun_child
 from research.tools.rerun_past import (
     Past,
     arguments,
-    checkpoint,
     cores_of,
     edited_library,
     end_of,
@@ -35,7 +34,7 @@ from research.tools.rerun_past import (
     refuse_other_data,
     since,
 )
-from research.tools.rerun_results import Verdict, compare, read_results
+from research.tools.rerun_results import Verdict, checkpoints, compare, read_results
 from research.verbs import Rerun
 
 _SECONDS_BETWEEN_LOOKS = 0.1
@@ -175,7 +174,7 @@ def _status(process: subprocess.Popen[bytes], seconds: float) -> int | None:
 def _has_ended(past: Past, again: Path) -> bool:
     """Whether a rerun has all that is to be compared."""
     if past.until is not None:
-        return os.path.lexists(checkpoint(again, past.until))
+        return past.until in checkpoints(again)
     return end_of(again) == past.end
 
 

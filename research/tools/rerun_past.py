@@ -16,7 +16,7 @@ from research.printable import printable
 from research.recording.code import PACKAGE
 from research.recording.environment import cores, describe_system, differences, flags
 from research.recording.run_directory import CODE, LIBRARY, code_sha256, read_code
-from research.tools.rerun_results import End
+from research.tools.rerun_results import End, checkpoints
 
 # What config.json holds beside options.
 _ABOUT = ("experiment", "run", "data_sha256")
@@ -86,8 +86,7 @@ def read_past(run: Path) -> Past:
         raise InputError(
             f"{run}: the code of then can't be read ({one_line(error)[:100]}); restore it"
         ) from error
-    names = [path.stem for path in (run / "checkpoints").glob("step-*.safetensors")]
-    step = max((int(name.removeprefix("step-")) for name in names), default=0)
+    step = max(checkpoints(run), default=0)
     past = Past(run, config, environment, code, end_of(run), step)
     if past.until is not None and step <= (config["at_step"] or 0):
         raise InputError(
@@ -144,11 +143,6 @@ def arguments(past: Past, again: Path, data: Path | None) -> list[str]:
     return ["--fork", str(_source(past, Path(fork), step)), "--at-step", str(step), *words]
 
 
-def checkpoint(run: Path, step: int) -> Path:
-    """The path of a run's checkpoint after a step."""
-    return run / "checkpoints" / f"step-{step:08d}.safetensors"
-
-
 def _words(name: str, value: Any) -> list[str]:
     """An option of config.json as words of a command line."""
     name = name.replace("_", "-")
@@ -166,7 +160,7 @@ def _source(past: Past, fork: Path, step: int) -> Path:
         InputError: if none has.
     """
     for run in (past.run, fork):
-        if os.path.isfile(checkpoint(run, step)):
+        if step in checkpoints(run):
             return run
     raise InputError(
         f"{past.run}: it is a fork of {fork} after step {step}, and neither keeps that checkpoint "

@@ -68,7 +68,7 @@ def read_results(run: Path, end: End, until: int | None) -> Results:
         lines = [json.loads(line) for line in content.splitlines()]
         return Results(
             lines=[line for line in lines if until is None or line["step"] <= until],
-            states=dict(map(_state, (run / "checkpoints").glob("step-*.safetensors"))),
+            states={step: _state(path) for step, path in checkpoints(run).items()},
             files=dict(_files(run, end)),
         )
     except Exception as error:  # a damaged checkpoint leads to errors of many types
@@ -77,11 +77,17 @@ def read_results(run: Path, end: End, until: int | None) -> Results:
         ) from error
 
 
-def _state(path: Path) -> tuple[int, dict[str, str]]:
+def checkpoints(run: Path) -> dict[int, Path]:
+    """The checkpoints of a run by their steps."""
+    paths = (run / "checkpoints").glob("step-*.safetensors")
+    steps = ((path.stem.removeprefix("step-"), path) for path in paths)
+    return {int(step): path for step, path in steps if step.isdecimal()}
+
+
+def _state(path: Path) -> dict[str, str]:
     with safe_open(path, "numpy") as file:
         about = json.loads(file.metadata()["about"])
-    digests = {name: about["sha256"][name] for name in about["variables"]}
-    return int(path.stem.removeprefix("step-")), digests
+    return {name: about["sha256"][name] for name in about["variables"]}
 
 
 def _files(run: Path, end: End) -> Iterator[tuple[str, Any]]:
