@@ -112,7 +112,7 @@ def uncommitted_changes(source: Path) -> bytes:
 def files_at(root: Path, commit: str, patch: bytes) -> dict[str, str]:
     """The files of a repository as a commit and a patch leave them: git's digests by name.
 
-    Files that the patch leaves out count as committed.
+    Files that the patch leaves out, or whose names it quotes, count as committed.
 
     Args:
         root: the repository's folder.
@@ -131,7 +131,7 @@ def files_at(root: Path, commit: str, patch: bytes) -> dict[str, str]:
         elif named and index:
             files[named[1]] = index[1].decode()
         elif named and b"\nnew file mode " in part:
-            content = b"\n".join(line[1:] for line in part.splitlines() if line[:1] == b"+")
+            content = b"\n".join(line[1:] for line in part.split(b"\n") if line[:1] == b"+")
             content = content.partition(b"\n")[2]  # without the new file's name
             ends = content and b"\n\\ No newline at end of file\n" not in part
             files[named[1]] = digest_of(content + b"\n" if ends else content)

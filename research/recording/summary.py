@@ -124,14 +124,16 @@ def _with_environment(known: Summary) -> Summary:
         for name, value in known.options.items()
         if name != "seed" and (name not in defaults or defaults[name] != value)
     }
-    began = environment.get("began")
-    if began is None and (code := known.run / CODE).is_dir():
+    began = None
+    if "began" in environment:
+        began = datetime.datetime.fromisoformat(environment["began"])
+    elif (code := known.run / CODE).is_dir():
         # A run writes this folder once.
-        seconds = code.stat().st_mtime
-        began = datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
+        began = datetime.datetime.fromtimestamp(code.stat().st_mtime).astimezone()
     file = _experiment_file(known, environment)
     go_on = shlex.join(["python", str(file), "--resume", str(known.run)])
-    return dataclasses.replace(known, changed=changed, began=began, go_on=go_on)
+    moment = None if began is None else began.isoformat(timespec="seconds")
+    return dataclasses.replace(known, changed=changed, began=moment, go_on=go_on)
 
 
 def _experiment_file(known: Summary, environment: Mapping[str, Any]) -> Path:
@@ -201,7 +203,8 @@ def _with_end(known: Summary, log: str) -> Summary:
     # The program's own message is the last thing in the log.
     _, found_error, error = log.rpartition("\nerror: ")
     if found_error and "\nepoch " not in error:
-        reason = " ".join(error.partition("\nThe whole traceback")[0].split())
+        said = error.partition("\nThe whole traceback")[0].splitlines()
+        reason = ": ".join(line for line in said if not line.startswith(" "))  # without the code
         return dataclasses.replace(known, status="failed", reason=reason[:300])
     if stopped := re.search(r"^Stopped by (\w+) after (\d+) of (\d+) steps", log, re.M):
         step, steps = int(stopped[2]), int(stopped[3])

@@ -41,7 +41,7 @@ def run(asked: Runs, screen: Screen) -> None:
     """
     paths = [_folder(name) for name in asked.where] or [RUNS]
     runs, comparisons = find(paths)
-    found: list[Found] = [summarize(path) for path in runs]
+    found: list[Found] = [_summarize(path) for path in runs]
     found += [summarize_comparison(path) for path in comparisons]
     shown = chosen(found, asked)
     of_runs = [each for each in shown if isinstance(each, Summary)]
@@ -65,13 +65,22 @@ def run(asked: Runs, screen: Screen) -> None:
     if of_runs:
         screen.console.print(run_table(of_runs, screen.console.width))
     if of_comparisons:
-        screen.console.print(comparison_table(of_comparisons))
+        screen.console.print(comparison_table(of_comparisons, screen.console.width))
     if waiting := [each for each in shown if each.go_on and each.status != "running"]:
         screen.say("To go on:")
         for each in waiting:
             how = ": " if each.status in ("failed", "damaged") else " "
             why = how.join(filter(None, [each.status, each.reason]))
             screen.say(printable(f"  {each.go_on}  # {why}"))
+
+
+def _summarize(run: Path) -> Summary:
+    """Summarizes a run; the command for a training of a comparison is the comparison's."""
+    found = summarize(run)
+    if found.go_on and (run.absolute().parents[1] / QUESTION).is_file():
+        comparison = summarize_comparison(Path(os.path.relpath(run.absolute().parents[1])))
+        found = dataclasses.replace(found, go_on=comparison.go_on)
+    return found
 
 
 def _folder(name: str) -> Path:
@@ -106,7 +115,7 @@ def chosen(found: Sequence[Found], asked: Runs) -> list[Found]:
         if (not asked.status or each.status in asked.status)
         and (asked.experiment is None or asked.experiment in _experiments(each))
     ]
-    newest = sorted(wanted, key=lambda each: each.began or "", reverse=True)[: asked.last]
+    newest = sorted(wanted, key=_moment, reverse=True)[: asked.last]
 
     def key(each: Found) -> tuple[bool, Any]:
         value: Any = {
@@ -117,10 +126,14 @@ def chosen(found: Sequence[Found], asked: Runs) -> list[Found]:
             "experiment": " ".join(_experiments(each)),
             "status": get_args(RunStatus).index(each.status),
         }[asked.sort]
-        backwards = isinstance(value, float)
-        return value is None, 0 if value is None else -value if backwards else value
+        highest_first = asked.sort in ("test", "validation", "duration")
+        return value is None, 0 if value is None else -value if highest_first else value
 
     return sorted(newest, key=key)
+
+
+def _moment(each: Found) -> float:
+    return 0.0 if each.began is None else datetime.datetime.fromisoformat(each.began).timestamp()
 
 
 def _experiments(each: Found) -> list[str]:
@@ -134,33 +147,79 @@ def _accuracy(each: Found, split: str) -> float | None:
 
 def run_table(runs: Sequence[Summary], width: int) -> Table:
     """The runs as rows, within ``width``: directory, experiment and options, how they ended."""
-    title = "Runs, with the accuracy of the best validation and of the test"
     wide = width >= WIDE
-    table = Table(title=title, title_justify="left", padding=0, show_lines=not wide)
     columns = {
         "status": [_status(each) for each in runs],
         "validation": [_validation(each) for each in runs],
         "test": [Text(_figure(each.test)) for each in runs],
-        "when": [Text(_when(each.began, " " if wide else "\n")) for each in runs],
-        "took": [Text("" if each.seconds is None else duration(each.seconds)) for each in runs],
+        **_times(runs, wide),
     }
     columns = {heading: cells for heading, cells in columns.items() if any(map(str, cells))}
-    used = [max(cell_len(heading), *map(_width, cells)) for heading, cells in columns.items()]
-    room = width - sum(used) - len(used) - (3 if wide else 2)
-    paths = [Text("\n".join(folded(_parts(each.run), room, gap="")), "bold") for each in runs]
+    room = _room(columns, width)
+    paths = [_path(each.run, room) for each in runs]
     if wide:
-        room -= max(map(_width, paths))
-    abouts = [_about(each, room) for each in runs]
-    if wide:
+        abouts = [_about(each, room - max(map(_width, paths)) - 1) for each in runs]
         columns = {"run": paths, "experiment and options": abouts, **columns}
     else:
-        both = zip(paths, abouts, strict=True)
+        both = zip(paths, (_about(each, room) for each in runs), strict=True)
         columns = {"run": [Text("\n").join(pair) for pair in both], **columns}
+    title = "Runs, with the accuracy of the best validation and of the test"
+    return _table(title, columns, between=not wide)
+
+
+def comparison_table(comparisons: Sequence[ComparisonSummary], width: int) -> Table:
+    """The comparisons as rows: directory, verdicts and arms, status, pairs, time."""
+    columns = {
+        "status": [Text(each.status, STYLES[each.status]) for each in comparisons],
+        "pairs": [Text(str(each.pairs)) for each in comparisons],
+        **_times(comparisons, width >= WIDE),
+    }
+    room = _room(columns, width)
+    cells = [
+        Text("\n").join([_path(each.directory, room), Text("\n".join(folded(_verdicts(each), room, gap=" ")))])
+        for each in comparisons
+    ]
+    return _table("Comparisons", {"comparison": cells, **columns}, between=True)
+
+
+def _table(title: str, columns: Mapping[str, Sequence[Text]], between: bool) -> Table:
+    """A table of such columns, perhaps with lines between the rows."""
+    table = Table(title=title, title_justify="left", padding=0, show_lines=between)
     for heading in columns:
         table.add_column(heading, overflow="fold")
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*cells)
     return table
+
+
+def _times(found: Sequence[Found], wide: bool) -> dict[str, list[Text]]:
+    """When runs began, and how long they took."""
+    return {
+        "when": [Text(_when(each.began, " " if wide else "\n")) for each in found],
+        "took": [Text("" if each.seconds is None else duration(each.seconds)) for each in found],
+    }
+
+
+def _room(columns: Mapping[str, Sequence[Text]], width: int) -> int:
+    """What these columns leave of a width for a first one, without the lines between them."""
+    used = [max(cell_len(heading), *map(_width, cells)) for heading, cells in columns.items()]
+    return width - sum(used) - len(used) - 2
+
+
+def _verdicts(each: ComparisonSummary) -> list[str]:
+    """The challengers, each with its verdict if there is one, and the baseline."""
+    if not each.arms:
+        return [printable(each.reason)]
+    baseline, *challengers = map(printable, each.arms)
+    verdicts = each.verdicts or ["no pair yet"] * len(challengers)
+    found = [f"{name}: {verdict}," for name, verdict in zip(challengers, verdicts, strict=False)]
+    return [*found, f"against {baseline}"]
+
+
+def _path(path: Path, room: int) -> Text:
+    """A path, broken between folders if it is longer than ``room``."""
+    *folders, name = printable(path).split("/")
+    return Text("\n".join(folded([*(f"{folder}/" for folder in folders), name], room, gap="")), "bold")
 
 
 def options_of(each: Summary) -> list[str]:
@@ -190,11 +249,6 @@ def _about(each: Summary, room: int) -> Text:
     if each.status == "damaged" or not parts:
         text.append(f"{chr(10) if parts else ''}{printable(each.reason)}", STYLES[each.status])
     return text
-
-
-def _parts(path: Path) -> list[str]:
-    *folders, name = printable(path).split("/")
-    return [*(f"{folder}/" for folder in folders), name]
 
 
 def _width(text: Text) -> int:
@@ -228,24 +282,6 @@ def _when(began: str | None, between: str) -> str:
     then = datetime.datetime.fromisoformat(began).astimezone()
     days = (datetime.datetime.now().astimezone() - then).days
     return then.strftime(f"%b %d{between}{'%H:%M' if days < 300 else '%Y'}")
-
-
-def comparison_table(comparisons: Sequence[ComparisonSummary]) -> Table:
-    """The comparisons as rows: directory and arms, status, verdicts, pairs, time."""
-    table = Table(title="Comparisons", title_justify="left", padding=0, show_lines=True)
-    table.add_column("comparison", overflow="fold")
-    table.add_column("status", no_wrap=True)
-    table.add_column("verdict", overflow="fold")
-    for heading in ("pairs", "when", "took"):
-        table.add_column(heading, justify="right", no_wrap=heading != "when")
-    for each in comparisons:
-        arms = " against ".join([*each.arms[1:], *each.arms[:1]]) if each.arms else each.reason
-        name = Text("\n").join([Text(printable(each.directory), "bold"), Text(printable(arms))])
-        verdicts = "\n".join(map(printable, each.verdicts))
-        took = "" if each.seconds is None else duration(each.seconds)
-        cells = [verdicts, str(each.pairs), _when(each.began, " "), took]
-        table.add_row(name, Text(each.status, STYLES[each.status]), *map(Text, cells))
-    return table
 
 
 def _plain(each: Found) -> dict[str, Any]:

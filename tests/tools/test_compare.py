@@ -77,6 +77,17 @@ def test_an_experiment_against_itself_is_identical(
     last = result.stdout.splitlines()[-1]
     assert last.endswith(f"python -m research board {(there / 'bands').relative_to(tmp_path)}")
 
+    # `runs` shows the comparison as one row, and its trainings when it is named.
+    listed = json.loads(run_here("research", "runs", "--json").stdout)
+    assert listed["runs"] == []
+    (row,) = listed["comparisons"]
+    assert row["directory"] == str(there.relative_to(tmp_path))
+    assert (row["status"], row["pairs"], row["verdicts"]) == ("finished", 2, ["identical"])
+    shown = run_here("research", "runs", columns=80).stdout
+    assert "mnist_cnn --log-every 5: identical," in shown and "against mnist_cnn" in shown
+    listed = json.loads(run_here("research", "runs", there, "--json").stdout)
+    assert {Path(each["run"]) for each in listed["runs"]} == set(runs)
+
     # The same command finds the verdict, and trains nothing.
     before = contents(there)
     result = run_here("research", *words)
