@@ -176,7 +176,9 @@ def comparison_table(comparisons: Sequence[ComparisonSummary], width: int) -> Ta
     }
     room = _room(columns, width)
     cells = [
-        Text("\n").join([_path(each.directory, room), Text("\n".join(folded(_verdicts(each), room, gap=" ")))])
+        Text("\n").join(
+            [_path(each.directory, room), Text("\n".join(folded(_verdicts(each), room, gap=" ")))]
+        )
         for each in comparisons
     ]
     return _table("Comparisons", {"comparison": cells, **columns}, between=True)
@@ -219,7 +221,9 @@ def _verdicts(each: ComparisonSummary) -> list[str]:
 def _path(path: Path, room: int) -> Text:
     """A path, broken between folders if it is longer than ``room``."""
     *folders, name = printable(path).split("/")
-    return Text("\n".join(folded([*(f"{folder}/" for folder in folders), name], room, gap="")), "bold")
+    return Text(
+        "\n".join(folded([*(f"{folder}/" for folder in folders), name], room, gap="")), "bold"
+    )
 
 
 def options_of(each: Summary) -> list[str]:
