@@ -2,6 +2,7 @@
 
 - Command: python experiments/mixup.py
 - Duration: about 10 minutes on 2 CPU cores
+- In training, loss and accuracy are against the blended labels; validation has whole digits
 - Expect: slower learning; with --epochs 1 and seed 0, test accuracy 97.6%, test loss 0.101
 """
 
@@ -62,7 +63,7 @@ def step(state: State, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Ten
     gradients = state.gradients(tape, loss)
     measured = state.update(gradients)
     accuracy = tf.reduce_mean(tf.keras.metrics.categorical_accuracy(labels, logits))
-    return {"loss": loss, "accuracy": accuracy, **measured}
+    return {"loss": loss, "accuracy": accuracy, "pictures/batch": images, **measured}
 
 
 experiment = Experiment(config=Config, build=build, step=step)

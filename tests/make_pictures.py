@@ -50,13 +50,15 @@ DASHBOARDS = (
         "custom_scalars",
         ("tf-custom-scalar-multi-line-chart-card svg path", "text=/Matches \\([1-9]/"),
     ),
-    Dashboard("images", ("tf-image-loader img", "text=figures/confusion")),
+    Dashboard("images", ("tf-image-loader img", "text=pictures/confusion")),
     Dashboard(
         "graphs",
         tuple(f"g.node:has-text('{name}')" for name in ("conv1", "dense2", "gradient_tape")),
     ),
     Dashboard("distributions", ("vz-distribution-chart svg path", "text=weights/conv1/kernel")),
-    Dashboard("histograms", ("vz-histogram-timeseries svg path", "text=gradients/conv1/kernel")),
+    Dashboard(
+        "histograms", ("vz-histogram-timeseries svg path", "text=weight_gradients/conv1/kernel")
+    ),
     Dashboard("text", ("text=conv1 (Conv2D)", "text=learning_rate")),
     Dashboard("pr_curves", ("tf-pr-curve-card svg path", "text=/is at/")),
     Dashboard("hparams", ("text=mnist_cnn", "text=test.accuracy", "text=batch_size")),

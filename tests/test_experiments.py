@@ -108,7 +108,7 @@ def test_an_experiment_runs_and_learns(name: str, data_file: Path, run_here: Run
     assert losses[-1] < 2.2
     # The filters of a frozen layer are drawn, too.
     (events,) = Path("run", "train").glob("events.*")
-    assert b"figures/filters_conv1" in events.read_bytes()
+    assert b"pictures/filters_conv1" in events.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["speedrun", "best"])

@@ -145,7 +145,7 @@ def test_sam_takes_the_gradient_uphill_and_comes_back(dataset: Dataset) -> None:
     assert float(found["loss_nearby"]) == pytest.approx(float(loss_nearby), rel=1e-5)
     assert loss_nearby > loss
     for name, gradient in zip(state.weights(), gradients, strict=True):
-        error = np.linalg.norm(found[f"gradients/{name}"] - np.ravel(gradient))
+        error = np.linalg.norm(found[f"weight_gradients/{name}"] - np.ravel(gradient))
         assert error < 1e-4 * np.linalg.norm(gradient), name
 
 
@@ -306,7 +306,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
     found = experiment.step(state, *batch)
     assert float(found["loss"]) == pytest.approx(float(loss), rel=1e-5)
     for name, gradient in zip(state.weights(), gradients, strict=True):
-        error = np.linalg.norm(found[f"gradients/{name}"] - np.ravel(gradient))
+        error = np.linalg.norm(found[f"weight_gradients/{name}"] - np.ravel(gradient))
         assert error < 1e-5 * np.linalg.norm(gradient), name
 
 

@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from research.network.mnist_cnn import Config
+from research.recording.tags import TAGS, description
 
 from conftest import EXPERIMENTS, REPOSITORY, RunHere
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -56,12 +57,19 @@ def test_the_glossary_is_complete(finished_run: Path) -> None:
         for row in table("Tags", README_OF_RUNS)
         for folder in row[1].split(", ")
     }
+    rows = [(t.name, ", ".join(t.folders), t.unit, t.meaning) for t in TAGS]
+    assert [tuple(row) for row in table("Tags", README_OF_RUNS)] == [
+        (f"`{name}`", *rest) for name, *rest in rows
+    ]
     there = set()
     for folder in ("run", "train", "validation", "test"):
         path = finished_run / ("" if folder == "run" else folder)
         events = EventAccumulator(str(path), size_guidance={"tensors": 0})
         events.Reload()
         there |= {(tag, folder) for tag in events.Tags()["tensors"]}
+        for tag in events.Tags()["tensors"]:  # the browser shows the same line
+            shown = events.SummaryMetadata(tag).summary_description
+            assert shown == description(tag) != ""
     found = set()
     for tag, folder in there:
         (match,) = (key for key in documented if key[1] == folder and re.fullmatch(key[0], tag))

@@ -16,6 +16,8 @@ from research.printable import counted
 from research.processor import vector_extensions
 from research.recording.source import commit_of
 
+# Terraform's variables also begin with TF_.
+TERRAFORM = ("TF_CLI_", "TF_VAR_", "TF_DATA_DIR", "TF_LOG", "TF_PLUGIN_CACHE", "TF_WORKSPACE")
 PACKAGES = ("tensorflow", "keras", "numpy", "tensorboard", "h5py")
 # The parts of a description that can change the last bits of a result.
 DECISIVE = ("python", "packages", "cpu", "extensions", "cores", "devices", "threads", "flags")
@@ -70,7 +72,7 @@ def flags(variables: Mapping[str, str]) -> dict[str, str]:
     return {
         _unicode(name): _unicode(value)
         for name, value in sorted(variables.items())
-        if name.startswith(_FLAGS)
+        if name.startswith(_FLAGS) and not name.startswith(TERRAFORM)
     }
 
 

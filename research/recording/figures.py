@@ -35,7 +35,7 @@ def gallery(images: Array, captions: Sequence[str] = (), columns: int = 6) -> by
     Args:
         images: [N, height, width, channels] with 1, 3 or 4 channels; 0..1 if float, 0..255 if
             uint8. Values outside are clipped.
-        captions: one for each image, or empty.
+        captions: one for each image, of one or more lines, or empty.
         columns: number of images in a row.
     """
     if not images.size:
@@ -47,7 +47,8 @@ def gallery(images: Array, captions: Sequence[str] = (), columns: int = 6) -> by
     count, height, width, channels = images.shape
     columns = min(columns, count)
     rows = -(-count // columns)
-    gap_x, gap_y = 1, 7 if captions else 1
+    lines = max((caption.count("\n") + 1 for caption in captions), default=0)
+    gap_x, gap_y = 1, 1 + 6 * lines
     tiles = np.ones([rows * (height + gap_y), columns * (width + gap_x), max(3, channels)])
     for number, image in enumerate(np.clip(np.nan_to_num(images), 0, 1)):
         top, left = number // columns * (height + gap_y), number % columns * (width + gap_x)
@@ -71,8 +72,14 @@ def mistakes(mistakes: Sequence[Mistake], images: Array) -> bytes:
         images: uint8 [N, 28, 28, 1].
     """
     shown = images[[mistake.index for mistake in mistakes]]
-    captions = [f"{m.label} → {m.predicted}  {m.confidence:.0%}" for m in mistakes]
-    return gallery(shown, captions, columns=4)
+    captions = [f"{m.label} → {m.predicted}\n{_below_one(m.confidence)}" for m in mistakes]
+    return gallery(shown, captions, columns=5)
+
+
+def _below_one(confidence: float) -> str:
+    """A probability with the digits that tell it from 1: 0.9998, 0.999999."""
+    digits = next((n for n in range(4, 9) if round(confidence, n) < 1), 4)
+    return f"{confidence:.{digits}f}"
 
 
 def filters(kernel: Array) -> bytes:

@@ -22,14 +22,13 @@ from research.printable import counted
 from research.recording.metrics import NAME as METRICS
 from research.recording.metrics import parsed
 from research.recording.tensorboard import LOGGED as FOLDERS
-from research.recording.tensorboard import event_files, write_events
+from research.recording.tensorboard import RESCALED, event_files, explain, write_events
+from research.recording.tensorboard import scalars as scalar_summary
 
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.util.tensor_util import make_ndarray
 
 # The keys of a line that are not measured values.
@@ -280,8 +279,12 @@ def _measured(line: Mapping[str, Any]) -> dict[str, np.float32]:
 
 
 def _values(event: Event) -> dict[str, np.float32]:
-    """The scalars of an event by tag."""
-    return {v.tag: np.float32(make_ndarray(v.tensor).item()) for v in event.summary.value}
+    """The scalars of an event by tag, without those that repeat others at another scale."""
+    return {
+        v.tag: np.float32(make_ndarray(v.tensor).item())
+        for v in event.summary.value
+        if not v.tag.startswith(RESCALED)
+    }
 
 
 def _is_scalars(event: Event) -> bool:
@@ -291,8 +294,8 @@ def _is_scalars(event: Event) -> bool:
 
 def _scalars_event(line: Mapping[str, Any], began: float) -> Event:
     """An event with the measured values of a line."""
-    event = Event(wall_time=began + line["seconds"], step=line["step"], summary=Summary())
-    for name, value in line.items():
-        if name not in _ABOUT:
-            event.summary.MergeFromString(scalar_pb(name, value).SerializeToString())
-    return event
+    measured = {name: value for name, value in line.items() if name not in _ABOUT}
+    summary = scalar_summary(line["split"], measured)
+    for value in summary.value:
+        explain(value)
+    return Event(wall_time=began + line["seconds"], step=line["step"], summary=summary)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import functools
 import time
 from collections.abc import Mapping
@@ -11,7 +10,6 @@ from typing import Any
 
 from research.data.batches import take_batch
 from research.data.dataset import Split
-from research.errors import StorageError
 from research.recording.checkpoints import Checkpoint
 from research.recording.logs import Logged, Logs
 from research.recording.metrics import MetricsFile
@@ -35,6 +33,7 @@ class Recorder:
         directory: the run directory, which holds the logs in ``logs``.
         logs: the logs so far.
         at: the checkpoint from which the run starts or resumes.
+        holdout: whether validation uses held-out examples, and not the test set.
 
     Attributes:
         validations: the lines of metrics.jsonl about validation, in order.
@@ -49,8 +48,10 @@ class Recorder:
         directory: RunDirectory,
         logs: Logs,
         at: Checkpoint,
+        holdout: bool,
     ) -> None:
         self._directory = directory
+        self._holdout = holdout
         self._began = time.monotonic() - at.seconds
         logged = logs.logged()
         self._lines = collections.Counter(logged.lines)
@@ -77,14 +78,14 @@ class Recorder:
             report: the report; an early one is ignored.
             state: the state after its last step.
             split: the training examples.
-            wall_time: the time spent on each activity since the last report.
+            wall_time: the time spent on each activity.
         """
         last = report.last_step
         if last is None:
             return
         metrics = dict(report.metrics)
         steps = len(report.history[INPUT_SECONDS])
-        shares = wall_time.take_shares(metrics.pop(INPUT_SECONDS) * steps)
+        shares = wall_time.shares(metrics.pop(INPUT_SECONDS) * steps)
         speed = {"speed/examples_per_second": report.examples_per_second}
         ratios = {f"update_ratio/{layer}": ratio for layer, ratio in last.update_ratios.items()}
         self._record(TRAIN, report.step, metrics | speed | ratios | shares)
@@ -105,6 +106,9 @@ class Recorder:
     def final(self, step: int, found: Validation, embedding: Array, split: Split) -> None:
         """Writes the evaluation of the exported model for TensorBoard.
 
+        Nothing is drawn of the test set if the run has validated on it after this step: the same
+        figures and pictures are there.
+
         Args:
             step: number of steps done.
             found: the model's evaluation on the split.
@@ -112,7 +116,8 @@ class Recorder:
             split: the test set, or the held-out examples, whose figures are already recorded.
         """
         self._directory.check()
-        folder = TEST if split.name == TEST else VALIDATION
+        last = self.validations[-1]["step"] if self.validations else None
+        folder = TEST if split.name == TEST and (self._holdout or last != step) else VALIDATION
         if folder == TEST:
             self.board.scalars(TEST, step, found.figures)
             self.board.evaluation(TEST, step, found, split)
@@ -130,11 +135,13 @@ class Recorder:
             events=dict(self.board.events),
         )
 
-    def close(self, status: Status) -> None:
-        """Closes the logs and records for TensorBoard how the run ended."""
+    def ended(self, status: Status, result: str) -> None:
+        """Records for TensorBoard how the run ended, in Markdown; only the first call counts."""
+        self.board.ended(status, self._trained, result)
+
+    def close(self) -> None:
+        """Closes the logs."""
         self._metrics.close()
-        with contextlib.suppress(StorageError):
-            self.board.ended(status)
         self.board.close()
 
     def _record(self, split: str, step: int, metrics: Mapping[str, float]) -> dict[str, Any]:

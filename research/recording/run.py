@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import time
@@ -13,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from research.config import Config, config_as_json, decisive_options
+from research.config import Config
 from research.data.dataset import Split
+from research.errors import StorageError, one_line
 from research.files import (
     is_regular,
     move_aside,
@@ -24,6 +23,7 @@ from research.files import (
     write_json,
     write_sealed_json,
 )
+from research.recording.about import describe_run, figures_of
 from research.recording.checkpoints import (
     Checkpoint,
     checkpoint_path,
@@ -51,8 +51,6 @@ from research.training.train import Report, Unreported
 
 import tensorflow as tf
 
-# TensorBoard shows this many bytes of the command and of the uncommitted changes.
-MOST_SHOWN = 20_000
 # The files that a resumed run writes, besides its logs and checkpoints.
 WRITTEN = (
     *("log.txt", "command.txt", "environment.json", "evaluation.json", FINISHED, NON_FINITE),
@@ -204,7 +202,7 @@ class Run:
             found: the exported model's evaluation on each split.
             source: the data set's ``source``.
         """
-        self.recorder.board.ended("success")
+        self.recorder.ended("success", figures_of(found, step, exported))
         facts: dict[str, Any] = {"data": source, "steps": step, "exported_step": exported}
         for split, validation in found.items():
             facts[split.name] = dataclasses.asdict(validation.evaluation) | validation.figures
@@ -247,15 +245,21 @@ def begin(start: Start, resumed: RunDirectory | None, state: State) -> Iterator[
         else:
             directory = resumed
             _go_on(directory, start)
-        recorder = Recorder(directory, start.logs, start.at)
+        recorder = Recorder(directory, start.logs, start.at, holdout=config.holdout > 0)
         status: Status = "failure"
+        result = ""
         try:
-            recorder.board.describe(_options(start), _texts(directory.path, start, state))
+            recorder.board.describe(describe_run(directory.path, start, state))
             checkpoints = Checkpoints(directory, start.at, recorder, config)
             yield Run(start, directory, recorder, checkpoints)
-            status = "unknown"
+            status, result = "unknown", "Stopped by a signal; `--resume` goes on."
+        except BaseException as error:
+            result = f"Failed: {one_line(error)}"
+            raise
         finally:
-            recorder.close(status)
+            with contextlib.suppress(StorageError):  # the run has said so elsewhere
+                recorder.ended(status, result)
+            recorder.close()
 
 
 def _write_start(folder: Path, start: Start) -> None:
@@ -294,49 +298,3 @@ def _go_on(directory: RunDirectory, start: Start) -> None:
     if start.logs.damage:
         at = dataclasses.replace(start.at, logged=start.logs.logged())
         write_checkpoint(at, checkpoint_path(run / "checkpoints", at.step))
-
-
-def _options(start: Start) -> dict[str, Any]:
-    """The options that can explain differences between the results of runs, for TensorBoard."""
-    config = start.config
-    options = {
-        "experiment": start.experiment.stem,
-        "epochs": config.epochs,
-        "data": config.data and config.data.name,
-    }
-    return options | decisive_options(config)
-
-
-def _texts(run: Path, start: Start, state: State) -> dict[str, str]:
-    """The description of the run, in Markdown by subject, for TensorBoard."""
-    environment = dict(start.environment)
-    environment.pop("defaults", None)
-    git = environment.pop("git", None)
-    commit = git.get("commit") if isinstance(git, dict) else None
-    patch = _beginning(run / "uncommitted.diff")
-    rows = [f"| `{k}` | `{v}` |" for k, v in config_as_json(start.config).items()]
-    summary: list[str] = []
-    state.model.summary(print_fn=lambda line, **_: summary.append(line), line_length=80)
-    texts = {
-        "experiment": ast.get_docstring(ast.parse(start.experiment.read_bytes())) or "",
-        "configuration": "\n".join(["| option | value |", "| --- | --- |", *rows]),
-        "command": _block(_beginning(run / "command.txt")),
-        "environment": _block(json.dumps(environment, indent=2)),
-        "git": f"commit {commit}\n\n" + _block(patch),
-        "model": _block("\n".join(summary)),
-    }
-    if start.config.fork is not None:
-        texts["lineage"] = f"`{start.config.fork}`, step {start.config.at_step}"
-    return texts
-
-
-def _beginning(path: Path) -> str:
-    if not is_regular(path):
-        return ""
-    with path.open("rb") as file:
-        return file.read(MOST_SHOWN).decode(errors="replace")
-
-
-def _block(text: str) -> str:
-    """A text as a Markdown code block."""
-    return "\n".join(f"    {line}" for line in text.splitlines())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
+import math
 import struct
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +22,7 @@ from research.files import (
     sync,
 )
 from research.recording import figures
+from research.recording.tags import description
 from research.results.evaluation import Validation, calibration_bins
 
 import numpy as np
@@ -50,35 +53,79 @@ RUN, TRAIN, VALIDATION, TEST = "", "train", "validation", "test"
 LOGGED = (TRAIN, VALIDATION)
 PROJECTOR_FILES = ("embedding.bytes", "labels.tsv", "digits.png", "projector_config.pbtxt")
 # The number of images shown: of a batch or a step's images, and in the projector.
-SHOWN, EMBEDDED = 32, 2000
+SHOWN, EMBEDDED = 30, 2000
 # Pending drawings, at most: this bounds memory and the time until a run stops.
 MOST_PENDING = 2
 HISTOGRAM_BUCKETS = 50
 PR_THRESHOLDS = 101
 
-# The layout of the Custom Scalars dashboard: category, chart, tags.
+# The step's images as the step itself returns them, if it changes them.
+BATCH = "pictures/batch"
+# Scalars that repeat others at another scale; metrics.jsonl has no line of them.
+RESCALED = "rescaled/"
+
+# The layout of the Custom Scalars dashboard: category, chart, tag.
 LAYOUT = {
-    "Training against validation": {"loss": ["loss"], "accuracy": ["accuracy"]},
-    "Generalization": {
-        "generalization gap": ["quality/generalization_gap"],
-        "calibration error": ["quality/calibration_error"],
+    "Training and validation": {
+        "loss, decimal logarithm (train and validation)": "rescaled/log10_loss",
+        "accuracy (train and validation)": "accuracy",
     },
-    "Speed": {"examples per second": ["speed/examples_per_second"], "wall time": ["time/.*"]},
+    "Validation alone": {
+        "validation loss": "rescaled/validation_loss",
+        "validation accuracy": "rescaled/validation_accuracy",
+        "generalization gap": "quality/generalization_gap",
+        "calibration error": "quality/calibration_error",
+    },
     "Updates": {
-        "update to weight": ["update_ratio/.*"],
-        "gradient norm": ["optimizer/gradient_norm"],
-        "learning rate": ["optimizer/learning_rate"],
+        "learning rate": "optimizer/learning_rate",
+        "gradient norm": "optimizer/gradient_norm",
+        "update to weight, by layer": "update_ratio/.*",
     },
+    "Wall time: five shares that add up to 1": {
+        activity: f"time/{activity}"
+        for activity in ("training", "input", "validation", "logging", "checkpointing")
+    },
+    "Speed": {"examples per second": "speed/examples_per_second"},
 }
+
+
+# The metrics in the HParams dashboard: column, folder and tag.
+COLUMNS = {
+    "validation accuracy": (VALIDATION, "accuracy"),
+    "validation loss": (VALIDATION, "loss"),
+    "calibration error": (VALIDATION, "quality/calibration_error"),
+    "generalization gap": (VALIDATION, "quality/generalization_gap"),
+    "finished": (RUN, "run/finished"),
+    "failed": (RUN, "run/failed"),
+    "steps": (RUN, "run/steps"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a run is, for TensorBoard.
+
+    Attributes:
+        options: by name, for the HParams dashboard; options of None are left out.
+        group: the name of the run's configuration; HParams shows the seeds of one as one row.
+        text: Markdown, for the Text dashboard.
+        step: number of steps done when the run starts or is resumed.
+    """
+
+    options: Mapping[str, Any]
+    group: str
+    text: str
+    step: int = 0
 
 
 class TensorBoardWriter:
     """Writes a run's measurements and description for TensorBoard's dashboards.
 
     A quantity has the same tag in ``train/``, ``validation/`` and ``test/``, so that TensorBoard
-    draws the curves in one chart. The run's description is in the run directory itself. An event
-    can be read as soon as it is written. Another thread draws pictures and counts histograms, in
-    the order of the calls; with ``MOST_PENDING`` drawings pending, the next call waits.
+    draws the curves in one chart. The first event of a tag carries its line of the glossary. The
+    run's description is in the run directory itself. An event can be read as soon as it is written.
+    Another thread draws pictures and counts histograms, in the order of the calls; with
+    ``MOST_PENDING`` drawings pending, the next call waits.
 
     Args:
         folder: the run directory; its folders are created when first written to.
@@ -99,26 +146,25 @@ class TensorBoardWriter:
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1, "tensorboard")
         self._pending: list[Future[None]] = []
+        self._explained: set[tuple[str, str]] = set()
         self._described = False
 
-    def describe(self, options: Mapping[str, Any], texts: Mapping[str, str]) -> None:
-        """Writes the run's description, in place of an earlier one.
-
-        Args:
-            options: by name, for the HParams dashboard; options of None are left out.
-            texts: Markdown by name, for the Text dashboard.
-        """
+    def describe(self, about: Description) -> None:
+        """Writes the run's description, in place of an earlier one."""
         with self._errors(RUN):
             for path in event_files(self._run):
                 path.unlink() if is_regular(path) else move_aside(path)
         known = {
             name: value if isinstance(value, bool | int | float) else _words(value)
-            for name, value in options.items()
+            for name, value in about.options.items()
             if value is not None
         }
-        summaries = [hparams.session_start_pb(known), custom_scalar.pb(_layout())]
-        summaries += [text_pb(f"about/{name}", text) for name, text in texts.items()]
-        self._write(RUN, 0, *summaries)
+        self._write(
+            *(RUN, about.step),
+            *(hparams.session_start_pb(known, group_name=about.group), custom_scalar.pb(_layout())),
+            text_pb("about/run", about.text),
+            *_outcome(None, about.step),
+        )
         self._described = True
 
     def graph(self, graph: tf.compat.v1.GraphDef) -> None:
@@ -126,16 +172,23 @@ class TensorBoardWriter:
         with self._errors(RUN), self._writer(RUN).as_default():
             tf.summary.graph(graph)
 
-    def ended(self, status: Status) -> None:
-        """Writes how the run ended, for HParams; without this, HParams shows it as running."""
+    def ended(self, status: Status, step: int, result: str) -> None:
+        """Writes how the run ended; without this, HParams shows it as running.
+
+        Args:
+            status: for HParams.
+            step: number of steps that have been recorded.
+            result: Markdown, for the Text dashboard.
+        """
         if self._described:
             number = api_pb2.Status.Value(f"STATUS_{status.upper()}")
-            self._write(RUN, 0, hparams.session_end_pb(number))
+            end, text = hparams.session_end_pb(number), text_pb("about/result", result)
+            self._write(RUN, step, end, text, *_outcome(status, step))
             self._described = False
 
     def scalars(self, folder: str, step: int, values: Mapping[str, float]) -> None:
-        """Writes each value under its name, at a step."""
-        self._write(folder, step, *(scalar_pb(name, value) for name, value in values.items()))
+        """Writes each value under its name, at a step; the loss and accuracy also rescaled."""
+        self._write(folder, step, scalars(folder, values))
 
     def training(
         self,
@@ -157,13 +210,14 @@ class TensorBoardWriter:
             values = {name: np.asarray(value) for name, value in weights.items()}
             images, labels = batch()
             captions = [str(label) for label in np.argmax(labels[:SHOWN], 1)]
-            summaries = [
-                _image("figures/batch", figures.gallery(np.asarray(images[:SHOWN]), captions))
-            ]
+            summaries = []
+            if BATCH not in returned:
+                drawn = figures.gallery(np.asarray(images[:SHOWN]), captions)
+                summaries.append(_image(BATCH, drawn))
             kernels = {name: value for name, value in values.items() if value.ndim == 4}
             for name, kernel in list(kernels.items())[:1]:
                 layer = name.rpartition("/")[0] or name
-                summaries.append(_image(f"figures/filters_{layer}", figures.filters(kernel)))
+                summaries.append(_image(f"pictures/filters_{layer}", figures.filters(kernel)))
             summaries += _shown(returned)
             summaries += [_histogram(f"weights/{name}", value) for name, value in values.items()]
             return summaries
@@ -189,9 +243,9 @@ class TensorBoardWriter:
             )
             reliability = figures.reliability(bins, evaluation.calibration_error)
             summaries = [
-                _image("figures/confusion", figures.confusion(evaluation.confusion)),
-                _image("figures/reliability", reliability),
-                _image("figures/mistakes", figures.mistakes(evaluation.most_wrong, data.images)),
+                _image("pictures/confusion", figures.confusion(evaluation.confusion)),
+                _image("pictures/reliability", reliability),
+                _image("pictures/mistakes", figures.mistakes(evaluation.most_wrong, data.images)),
             ]
             for digit in range(NUM_CLASSES):
                 # clip: a softmax may round to 1 + 1e-7.
@@ -223,8 +277,9 @@ class TensorBoardWriter:
         )
         told.sprite.image_path = "digits.png"
         told.sprite.single_image_dim.extend(data.images.shape[1:3])
-        rows = ["label\tpredicted"]
-        rows += [f"{a}\t{b}" for a, b in zip(data.labels, probabilities.argmax(1), strict=False)]
+        rows = ["label\tpredicted\tcorrect\tconfidence"]
+        guesses = zip(data.labels, probabilities.argmax(1), probabilities.max(1), strict=False)
+        rows += [f"{a}\t{b}\t{_yes(a == b)}\t{confidence:.4f}" for a, b, confidence in guesses]
         sprite, side = io.BytesIO(), -(-(count**0.5) // 1)
         _sprite(data.images[:count, ..., 0], int(side)).save(sprite, "png")
         contents = (
@@ -278,6 +333,10 @@ class TensorBoardWriter:
         merged = Summary()
         for summary in summaries:
             merged.MergeFromString(summary.SerializeToString())
+        for value in merged.value:
+            if (folder, value.tag) not in self._explained:
+                self._explained.add((folder, value.tag))
+                explain(value)
         with self._errors(folder), self._writer(folder).as_default():
             tf.summary.experimental.write_raw_pb(merged.SerializeToString(), step=step)
         with self._lock:
@@ -306,9 +365,40 @@ def _layout() -> layout_pb2.Layout:
     layout = layout_pb2.Layout()
     for category, charts in LAYOUT.items():
         added = layout.category.add(title=category)
-        for title, tags in charts.items():
-            added.chart.add(title=title).multiline.tag.extend(f"^{tag}$" for tag in tags)
+        for title, tag in charts.items():
+            added.chart.add(title=title).multiline.tag.append(f"^{tag}$")
     return layout
+
+
+def _outcome(status: Status | None, step: int) -> list[Summary]:
+    """Scalars on how a run ended, of which HParams makes columns; None for a run at work."""
+    finished, failed = float(status == "success"), float(status == "failure")
+    values = {"run/finished": finished, "run/failed": failed, "run/steps": float(step)}
+    return [scalar_pb(name, value) for name, value in values.items()]
+
+
+def scalars(folder: str, values: Mapping[str, float]) -> Summary:
+    """The values under their names, and loss and accuracy again under ``RESCALED``."""
+    drawn, loss = dict(values), values.get("loss", 0.0)
+    if loss > 0:
+        drawn[f"{RESCALED}log10_loss"] = math.log10(loss)
+    for name in ("loss", "accuracy"):
+        if folder == VALIDATION and name in values:
+            drawn[f"{RESCALED}validation_{name}"] = values[name]
+    merged = Summary()
+    for name, value in drawn.items():
+        merged.MergeFromString(scalar_pb(name, value).SerializeToString())
+    return merged
+
+
+def explain(value: Summary.Value) -> None:
+    """Gives a value its tag's line of the glossary, which TensorBoard shows beside the tag."""
+    if text := description(value.tag):
+        value.metadata.summary_description = text
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def _image(tag: str, png: bytes) -> Summary:
@@ -349,6 +439,38 @@ def _sprite(images: Array, side: int) -> Image.Image:
     tiles[: len(images)] = images
     rows = tiles.reshape(side, side, height, width).swapaxes(1, 2)
     return Image.fromarray(rows.reshape(side * height, side * width))
+
+
+def write_columns(folder: Path, options: Mapping[str, Collection[Any]]) -> None:
+    """Writes which columns the HParams dashboard has for all runs in a folder.
+
+    Args:
+        folder: the directory that TensorBoard reads.
+        options: for each option that gets a column, the values that the runs have.
+    """
+    columns = []
+    for name, values in options.items():
+        given = [value for value in values if value is not None]
+        column = api_pb2.HParamInfo(name=name, differs=True)
+        if given and all(isinstance(value, int | float) for value in given):
+            column.type = api_pb2.DATA_TYPE_FLOAT64
+            column.domain_interval.min_value = min(given)
+            column.domain_interval.max_value = max(given)
+        else:
+            column.type = api_pb2.DATA_TYPE_STRING
+            column.domain_discrete.extend(sorted(map(_words, given)))
+        columns.append(column)
+    metrics = [
+        api_pb2.MetricInfo(
+            name=api_pb2.MetricName(group=group, tag=tag),
+            display_name=shown,
+            description=description(tag),
+        )
+        for shown, (group, tag) in COLUMNS.items()
+    ]
+    experiment = hparams.experiment_pb(columns, metrics)
+    with tf.summary.create_file_writer(str(folder)).as_default():
+        tf.summary.experimental.write_raw_pb(experiment.SerializeToString(), step=0)
 
 
 def event_files(folder: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Literal
+from typing import Literal, get_args
 
 Activity = Literal["training", "validation", "logging", "checkpointing"]
 
@@ -35,36 +35,33 @@ class WallTime:
     def __init__(self) -> None:
         self._activity: Activity = "training"
         self._since = time.monotonic()
-        self._seconds: dict[Activity, float] = {}
-        self._before: dict[Activity, float] = {}
+        self._seconds: dict[Activity, float] = dict.fromkeys(get_args(Activity), 0.0)
+        self._input_seconds = 0.0
 
     def switch(self, activity: Activity) -> None:
         """Begins an activity, which ends the one before."""
         now = time.monotonic()
-        before = self._seconds.get(self._activity, 0.0)
-        self._seconds[self._activity] = before + now - self._since
+        self._seconds[self._activity] += now - self._since
         self._activity, self._since = activity, now
 
     def total(self, activity: Activity) -> float:
         """The seconds spent on an activity so far."""
         self.switch(self._activity)
-        return self._before.get(activity, 0.0) + self._seconds.get(activity, 0.0)
+        return self._seconds[activity]
 
-    def take_shares(self, input_seconds: float) -> dict[str, float]:
-        """Each activity's share of the time since the last call; the shares sum to 1.
+    def shares(self, input_seconds: float) -> dict[str, float]:
+        """Each activity's share of the time so far; the shares sum to 1.
 
         Args:
-            input_seconds: the part of the training time spent on input.
+            input_seconds: the part of the training time since the last call that input took.
 
         Returns:
             Fractions by tag, ``time/<activity>``; 0 for an activity without time.
         """
         self.switch(self._activity)
-        for activity, seconds in self._seconds.items():
-            self._before[activity] = self._before.get(activity, 0.0) + seconds
-        activities: tuple[Activity, ...] = ("training", "validation", "logging", "checkpointing")
-        spent = {f"time/{name}": self._seconds.pop(name, 0.0) for name in activities}
-        spent["time/input"] = min(input_seconds, spent["time/training"])
+        self._input_seconds += input_seconds
+        spent = {f"time/{name}": seconds for name, seconds in self._seconds.items()}
+        spent["time/input"] = min(self._input_seconds, spent["time/training"])
         spent["time/training"] -= spent["time/input"]
         total = sum(spent.values())
         return {name: seconds / total for name, seconds in spent.items()}

@@ -10,7 +10,8 @@ import tensorflow as tf
 
 # Names that the project itself records.
 RESERVED = re.compile(
-    r"input_seconds|examples|split|step|seconds|(speed|time|update_ratio|weights|figures)/.*"
+    r"input_seconds|examples|split|step|seconds"
+    r"|(speed|time|update_ratio|weights|rescaled)/.*|pictures/(?!batch$).*"
 )
 KINDS = (
     "a scalar, images [N, height, width, channels] with 1, 3 or 4 channels, or a vector [N] for "

@@ -227,7 +227,7 @@ class State:
         Returns:
             The clipped gradients of the whole batch; and measurements before clipping, by name:
             ``optimizer/gradient_norm``, the global norm, and for each variable
-            ``gradients/<layer>/<variable>``, the gradient as a vector.
+            ``weight_gradients/<layer>/<variable>``, the gradient as a vector.
         """
         if self.share is not None:
             weighted = [g * self.share for g in gradients]
@@ -235,7 +235,7 @@ class State:
             gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, weighted)
         norm = tf.linalg.global_norm(gradients)
         measured = {"optimizer/gradient_norm": norm}
-        names = [f"gradients/{name}" for name in self.weights()]
+        names = [f"weight_gradients/{name}" for name in self.weights()]
         vectors = [tf.reshape(g, [-1]) for g in gradients]
         measured |= dict(zip(names, vectors, strict=True))
         if self.clip_norm is not None:

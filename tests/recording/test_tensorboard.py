@@ -79,6 +79,11 @@ def session(run: Path) -> tuple[dict[str, Any], str | None]:
     return options, {0: "unknown", 1: "success", 2: "failure"}[data(end).session_end_info.status]
 
 
+def text_of(run: Path, subject: str) -> str:
+    """The last text on a subject in the Text dashboard."""
+    return str(list(values(read(run), f"about/{subject}").values())[-1].item().decode())
+
+
 def test_scalars_are_what_metrics_jsonl_and_evaluation_json_say(finished_run: Path) -> None:
     written = lines(finished_run)
     evaluation = json.loads((finished_run / "evaluation.json").read_text())
@@ -89,8 +94,12 @@ def test_scalars_are_what_metrics_jsonl_and_evaluation_json_say(finished_run: Pa
         events = read(finished_run / split)
         tags = {tag for tag in events.Tags()["tensors"] if plugin(events, tag) == "scalars"}
         rows = [line for line in written if line["split"] == split]
-        assert tags == set(rows[0]) - {"split", "step", "seconds"}
-        for tag in tags:
+        measured = set(rows[0]) - {"split", "step", "seconds"}
+        assert {tag for tag in tags if not tag.startswith("rescaled/")} == measured
+        loss = {row["step"]: np.log10(row["loss"]) for row in rows}
+        assert values(events, "rescaled/log10_loss") == pytest.approx(loss, rel=1e-5)
+        assert ("rescaled/validation_loss" in tags) == (split == "validation")
+        for tag in measured:
             expected = {row["step"]: row[tag] for row in rows}
             assert values(events, tag) == pytest.approx(expected, rel=1e-6)
 
@@ -128,7 +137,7 @@ def test_histograms_count_every_weight_and_gradient(finished_run: Path) -> None:
     layers = {"conv1": (288, 32), "conv2": (18432, 64), "dense1": (147456, 16), "dense2": (160, 10)}
     assert set(tags) == {
         f"{kind}/{layer}/{variable}"
-        for kind in ("weights", "gradients")
+        for kind in ("weights", "weight_gradients")
         for layer in layers
         for variable in variables
     }
@@ -152,7 +161,7 @@ def test_histograms_count_every_weight_and_gradient(finished_run: Path) -> None:
 
 def test_the_batch_is_shown_as_the_network_sees_it(finished_run: Path, dataset: Dataset) -> None:
     training, _ = hold_out(dataset.train, 50, 0)
-    shown = pixels(values(read(finished_run / "train"), "figures/batch")[16])
+    shown = pixels(values(read(finished_run / "train"), "pictures/batch")[16])
     indices = indices_of_step(0, 15, Plan(250, 32, 3))
     images, labels = take_batch(training.images, training.labels, indices)
     captions = [str(label) for label in np.argmax(labels, 1)]
@@ -166,11 +175,11 @@ def test_validation_and_test_are_drawn(finished_run: Path) -> None:
     for split, steps in (("validation", [8, 16, 24]), ("test", [24])):
         events = read(finished_run / split)
         for name in ("confusion", "reliability", "mistakes"):
-            found = values(events, f"figures/{name}")
+            found = values(events, f"pictures/{name}")
             assert list(found) == steps
             assert pixels(found[24]).std() > 0 or name == "mistakes"
     confusion = json.loads((finished_run / "evaluation.json").read_text())["test"]["confusion"]
-    shown = values(read(finished_run / "test"), "figures/confusion")[24]
+    shown = values(read(finished_run / "test"), "pictures/confusion")[24]
     assert shown[2] == figures.confusion(confusion)
 
 
@@ -194,17 +203,25 @@ def test_there_is_a_precision_recall_curve_for_each_class(
 def test_the_run_is_described(finished_run: Path) -> None:
     events = read(finished_run)
     texts = {
-        tag.removeprefix("about/"): values(events, tag)[0].item().decode()
+        tag.removeprefix("about/"): next(iter(values(events, tag).values())).item().decode()
         for tag in events.Tags()["tensors"]
         if plugin(events, tag) == "text"
     }
-    assert set(texts) == {"experiment", "configuration", "command", "environment", "git", "model"}
-    assert texts["experiment"].startswith("The reference experiment")
-    assert "| `batch_size` | `32` |" in texts["configuration"]
-    assert "--batch-size 32" in texts["command"]
-    assert '"tensorflow": "2.21' in texts["environment"]
-    assert "conv1 (Conv2D)" in texts["model"]
-    assert re.match(r"commit [0-9a-f]{40}", texts["git"])
+    assert set(texts) == {"run", "result"}
+    for words in (
+        "## mnist_cnn\n\nThe reference experiment",
+        "| batch_size | `32` |",
+        "--batch-size 32",
+        "| packages tensorflow | `2.21",
+        "conv1 (Conv2D)",
+        str(finished_run),
+    ):
+        assert words in texts["run"], words
+    assert re.search(r"commit `[0-9a-f]{40}`", texts["run"])
+    assert "| learning_rate |" not in texts["run"]  # it has its default
+    accuracy = json.loads((finished_run / "evaluation.json").read_text())["test"]["accuracy"]
+    assert texts["result"].startswith("Finished after 24 steps.")
+    assert f"{accuracy:.5}" in texts["result"]
     options, status = session(finished_run)
     assert status == "success"
     assert (options["experiment"], options["batch_size"]) == ("mnist_cnn", 32)
@@ -226,7 +243,7 @@ def test_the_custom_scalars_refer_to_tags_that_exist(finished_run: Path) -> None
         for tag in read(finished_run / split).Tags()["tensors"]
     }
     charts = [chart for category in layout.category for chart in category.chart]
-    assert layout.category[0].title == "Training against validation"
+    assert layout.category[0].title == "Training and validation"
     for chart in charts:
         for pattern in chart.multiline.tag:
             assert any(re.match(pattern, tag) for tag in there), pattern
@@ -241,9 +258,14 @@ def test_the_projector_has_what_the_last_layer_sees(finished_run: Path, dataset:
     kernel, bias = load_h5(finished_run / "mnist.h5").layers[-1].get_weights()
     predicted = (vectors @ kernel + bias).argmax(1)
     rows = [row.split("\t") for row in (folder / told.metadata_path).read_text().splitlines()]
-    assert rows[0] == ["label", "predicted"]
+    assert rows[0] == ["label", "predicted", "correct", "confidence"]
     assert [int(row[0]) for row in rows[1:]] == dataset.test.labels.tolist()
     assert [int(row[1]) for row in rows[1:]] == predicted.tolist()
+    right = predicted == dataset.test.labels
+    assert [row[2] for row in rows[1:]] == ["yes" if one else "no" for one in right]
+    logits = vectors @ kernel + bias
+    confidence = (np.exp(logits) / np.exp(logits).sum(1, keepdims=True)).max(1)
+    np.testing.assert_allclose([float(row[3]) for row in rows[1:]], confidence, atol=1e-4)
     sprite = np.asarray(Image.open(folder / told.sprite.image_path))
     assert sprite.shape == (280, 280)
     np.testing.assert_array_equal(sprite[28:56, 56:84], dataset.test.images[12, ..., 0])
@@ -292,16 +314,19 @@ def test_a_stopped_a_failed_and_a_resumed_run_say_so(
     options = ("--data", data_file, "--epochs", "2", "--dense-width", "16", "--batch-size", "32")
     assert run_here(broken, *options, "--run-dir", "run").status == 1
     assert session(tmp_path / "run")[1] == "failure"
+    assert "loss became nan at step 13" in text_of(tmp_path / "run", "result")
+    outcome = [values(read(tmp_path / "run"), f"run/{name}")[10] for name in ("failed", "steps")]
+    assert outcome == [1, 10]
     assert run_here(whole, "--resume", "run").status == 0
     assert session(tmp_path / "run")[1] == "success"
     assert run_here(whole, "--resume", "run", "--epochs", "3").status == 0
-    assert list(values(read(tmp_path / "run" / "test"), "loss")) == [30]
+    assert list(values(read(tmp_path / "run" / "validation"), "loss")) == [10, 20, 30]
+    assert not (tmp_path / "run" / "test").exists()  # validation shows the test set already
     assert run_here(whole, "--fork", "run", "--at-step", "20", "--run-dir", "fork").status == 0
-    lineage = values(read(tmp_path / "fork"), "about/lineage")[0].item().decode()
-    assert lineage.endswith("run`, step 20")
+    assert re.search(r"Forked from `.*run`, step 20\.", text_of(tmp_path / "fork", "run"))
     assert run_here(whole, "--resume", "fork", "--epochs", "4").status == 0
-    assert "about/lineage" in read(tmp_path / "fork").Tags()["tensors"]
-    for tag in ("figures/batch", "weights/conv1/kernel", "loss"):
+    assert re.search(r"Forked from `.*run`, step 20\.", text_of(tmp_path / "fork", "run"))
+    for tag in ("pictures/batch", "weights/conv1/kernel", "loss"):
         once = values(read(tmp_path / "fork" / "train"), tag)
         assert list(once) == sorted(once)
 
@@ -370,5 +395,5 @@ def test_drawing_does_not_wait(tmp_path: Path) -> None:
     board.scalars("train", 2, {"loss": 1.0})
     go_on.set()
     board.sync()
-    assert set(values(read(tmp_path / "train"), "figures/batch")) == {1}
+    assert set(values(read(tmp_path / "train"), "pictures/batch")) == {1}
     board.close()

@@ -563,7 +563,7 @@ def test_images_and_vectors_are_those_of_the_last_step(
         np.testing.assert_allclose(last["images"], images.numpy()[::replicas], rtol=1e-6)
         np.testing.assert_array_equal(last["classes"], np.argmax(labels, 1)[::replicas])
         assert last["bytes"].dtype == np.uint8
-        assert last["gradients/conv2/kernel"].shape == (3 * 3 * 32 * 64,)
+        assert last["weight_gradients/conv2/kernel"].shape == (3 * 3 * 32 * 64,)
 
 
 def test_the_update_ratio_is_that_of_the_last_step(step: Step) -> None:
@@ -589,7 +589,7 @@ def test_the_gradients_are_those_that_the_norm_is_of(step: Step) -> None:
     report = run(make_state(), step, make_split(64))[-1]
     assert report.last_step is not None
     returned = report.last_step.returned.items()
-    vectors = [v for name, v in returned if name.startswith("gradients/")]
+    vectors = [v for name, v in returned if name.startswith("weight_gradients/")]
     assert len(vectors) == 8
     norm = report.history["optimizer/gradient_norm"][-1]
     assert float(tf.linalg.global_norm(vectors)) == pytest.approx(norm, rel=1e-5)
@@ -638,7 +638,7 @@ def test_layers_called_twice_and_layers_of_one_name_can_be_told_apart() -> None:
     graphs: list[Any] = []
     (report,) = run(state, step, make_split(16), epochs=1, show_graph=graphs.append)
     assert report.last_step is not None
-    assert report.last_step.returned["gradients/twin_2/kernel"].shape == (100,)
+    assert report.last_step.returned["weight_gradients/twin_2/kernel"].shape == (100,)
     names = [node.name for node in graphs[0].node]
     assert len(set(names)) == len(names)
 
