@@ -59,9 +59,9 @@ DASHBOARDS = (
     Dashboard(
         "histograms", ("vz-histogram-timeseries svg path", "text=weight_gradients/conv1/kernel")
     ),
-    Dashboard("text", ("text=conv1 (Conv2D)", "text=learning_rate")),
+    Dashboard("text", ("text=conv1 (Conv2D)", "text=/Finished after/")),
     Dashboard("pr_curves", ("tf-pr-curve-card svg path", "text=/is at/")),
-    Dashboard("hparams", ("text=mnist_cnn", "text=test.accuracy", "text=batch_size")),
+    Dashboard("hparams", ("text=mnist_cnn", "text=validation accuracy", "text=batch_size")),
     Dashboard("projector", ("text=/Points: [1-9]/", "canvas")),
     Dashboard(
         "profile",

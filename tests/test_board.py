@@ -6,9 +6,13 @@ import importlib.util
 import json
 import os
 import re
+import shutil
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any
+
+from research.tools.board import Links, start_pages
 
 import make_pictures
 import numpy as np
@@ -49,16 +53,90 @@ def address(profiled_run: Path) -> Any:
 
 
 @pytest.mark.slow
-def test_the_board_shows_the_runs_that_are_named(finished_run: Path) -> None:
-    with (
-        make_pictures.board(finished_run, finished_run) as address,
-        urllib.request.urlopen(f"{address}/data/runs") as answer,
-    ):
-        names = json.load(answer)
-    place = f"{finished_run.parent.name}/{finished_run.name}"
+def test_the_board_names_the_runs_and_their_columns(finished_run: Path) -> None:
+    with make_pictures.board(finished_run, finished_run) as address:
+        with urllib.request.urlopen(f"{address}/data/runs") as answer:
+            names = set(json.load(answer))
+        request = urllib.request.Request(
+            f"{address}/data/plugin/hparams/experiment",
+            data=b"{}",
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request) as answer:
+            columns = json.load(answer)
     folders = ("", "/train", "/validation", "/test")
-    assert {f"{place}{one}" for one in folders} <= set(names)
-    assert {f"{place}-2{one}" for one in folders} <= set(names)
+    assert names >= {f"seed=0 mnist_cnn{one}" for one in folders}
+    shown = {metric["displayName"]: metric["description"] for metric in columns["metricInfos"]}
+    assert {"validation accuracy", "validation loss", "finished", "failed"} <= shown.keys()
+    assert "classified correctly" in shown["validation accuracy"]
+    assert {"experiment", "dropout"} <= {option["name"] for option in columns["hparamInfos"]}
+
+
+def make_run(folder: Path, experiment: str, **options: Any) -> Path:
+    """A directory that looks like a run to the board."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"experiment": experiment, "seed": 0} | options))
+    return folder
+
+
+def linked(folder: Path) -> dict[str, Path]:
+    return {
+        str(path.relative_to(folder)): path.resolve()
+        for path in folder.rglob("*")
+        if path.is_symlink()
+    }
+
+
+def test_runs_are_named_by_what_differs(tmp_path: Path) -> None:
+    runs, board = tmp_path / "runs", tmp_path / "board"
+    board.mkdir()
+    made = {
+        "seed=0 mnist_cnn": make_run(runs / "mnist_cnn" / "a-0", "mnist_cnn", learning_rate=1.0),
+        "seed=1 mnist_cnn": make_run(
+            runs / "mnist_cnn" / "b-1", "mnist_cnn", learning_rate=1.0, seed=1
+        ),
+        "learning_rate=0.5 seed=0 mnist_cnn": make_run(
+            runs / "mnist_cnn" / "c-0", "mnist_cnn", learning_rate=0.5
+        ),
+        "seed=0 mixup": make_run(runs / "mixup" / "a-0", "mixup", alpha=0.2),
+        "seed=0 1-mixup": make_run(runs / "compare" / "x" / "1-mixup" / "seed-0", "mixup"),
+    }
+    bands = runs / "compare" / "x" / "bands" / "mixup"
+    bands.mkdir(parents=True)
+    (bands / "events.out.tfevents.0.bands").touch()
+    made["runs/compare/x/bands/mixup"] = bands
+    links = Links(board)
+    links.update([runs])
+    assert linked(board) == made
+    # A run that begins while TensorBoard runs appears, the others keep their names.
+    twin = make_run(runs / "mnist_cnn" / "d-0", "mnist_cnn", learning_rate=1.0)
+    shutil.rmtree(bands)
+    links.update([runs])
+    del made["runs/compare/x/bands/mixup"]
+    assert linked(board) == made | {"seed=0 d-0 mnist_cnn": twin}
+
+
+def test_the_links_open_on_what_matters() -> None:
+    pages = start_pages("http://localhost:6006/", profiled=True)
+    assert pages["At a glance"].startswith("http://localhost:6006/#custom_scalars&regexInput=")
+    assert pages["Profile"] == "http://localhost:6006/?tool=trace_viewer%40#profile"
+    address = urllib.parse.urlsplit(pages["Loss and accuracy"])
+    assert address.fragment == "timeseries"
+    assert re.fullmatch(r"[\w.%=&-]+", address.query)
+    keys = dict(urllib.parse.parse_qsl(address.query))
+    assert keys["smoothing"] == "0"
+    assert {"plugin": "scalars", "tag": "loss"} in json.loads(keys["pinnedCards"])
+    colours = keys["runColorGroup"].removeprefix("regex:")
+    for name, visible, group in (
+        ("learning_rate=0.5 seed=1 mixup/train", True, ("mixup", "train", None)),
+        ("seed=0 mnist_cnn/validation", True, ("mnist_cnn", "validation", None)),
+        ("seed=0 mnist_cnn/test", False, ("mnist_cnn", "test", None)),
+        ("seed=0 mnist_cnn", False, None),
+        ("runs/compare/x/bands/mixup", True, (None, None, "mixup")),
+    ):
+        assert bool(re.search(keys["runFilter"], name)) == visible
+        found = re.search(colours, name)
+        assert (found and found.groups()) == group
 
 
 @pytest.mark.parametrize(

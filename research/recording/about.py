@@ -37,6 +37,7 @@ def describe_run(run: Path, start: Start, state: State) -> Description:
         "epochs": config.epochs,
         "data": config.data and config.data.name,
     }
+    options |= {"patience": config.patience, "at_step": config.at_step}
     options |= decisive_options(config)
     defaults = config_as_json(type(config)())
     changed = {

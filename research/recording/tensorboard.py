@@ -446,13 +446,19 @@ def write_columns(folder: Path, options: Mapping[str, Collection[Any]]) -> None:
 
     Args:
         folder: the directory that TensorBoard reads.
-        options: for each option that gets a column, the values that the runs have.
+        options: the different values of each option. Columns of a single value are hidden until
+            they are asked for.
     """
     columns = []
     for name, values in options.items():
         given = [value for value in values if value is not None]
-        column = api_pb2.HParamInfo(name=name, differs=True)
-        if given and all(isinstance(value, int | float) for value in given):
+        column = api_pb2.HParamInfo(name=name, differs=len(values) > 1)
+        if not given:
+            continue
+        if all(isinstance(value, bool) for value in given):
+            column.type = api_pb2.DATA_TYPE_BOOL
+            column.domain_discrete.extend(given)
+        elif all(isinstance(value, int | float) for value in given):
             column.type = api_pb2.DATA_TYPE_FLOAT64
             column.domain_interval.min_value = min(given)
             column.domain_interval.max_value = max(given)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
 import tempfile
-import threading
-from collections.abc import Iterator
+import time
+import urllib.parse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from research.errors import InputError, one_line
+from research.recording.tensorboard import write_columns
 from research.screen import Screen
 from research.stderr import silenced_stderr
+from research.tools.named_runs import Found, different_values, find_runs, name_of
 from research.verbs import Board
 
 from tensorboard import default, program
@@ -23,21 +28,35 @@ from tensorboard.data import server_ingester
 SAMPLES = "scalars=5000,images=50,histograms=100,pr_curves=50,text=100"
 
 
+# How often new runs are looked for.
+SECONDS_BETWEEN_LOOKS = 5
+
+# Which rows of TensorBoard's lists have curves that matter: the run itself has none, and the test
+# set has one point. The groups in the other expression share a colour.
+CURVES = "/(train|validation)$|bands/"
+COLOURS = r"([^ /]+)/(train|validation|test)$|bands/(.+)$"
+PINNED = ("loss", "accuracy", "rescaled/log10_loss", "rescaled/validation_accuracy")
+
+
 def run(asked: Board, screen: Screen) -> None:
     """Serves until it is interrupted.
 
     Raises:
         InputError: if a path holds no run, or the host or port can't be used.
     """
-    for path in asked.runs or (Path("runs"),):
-        if not os.path.isdir(path) or next(path.rglob("events.out.tfevents.*"), None) is None:
+    roots = asked.runs or (Path("runs"),)
+    for path in roots:
+        if not os.path.isdir(path) or next(find_runs([path]), None) is None:
             raise InputError(
                 f"{path}: holds no run; name a run directory, or train one first: "
                 "python experiments/mnist_cnn.py --epochs 1"
             )
-    with _log_directory(asked.runs) as folder:
+    with tempfile.TemporaryDirectory(prefix="research-board-") as temporary:
+        links = Links(Path(temporary))
+        links.update(roots)
+        write_columns(Path(temporary), columns(list(find_runs(roots))))
         board = program.TensorBoard(default.get_plugins())
-        options = ["--logdir", str(folder), "--host", asked.host]
+        options = ["--logdir", temporary, "--host", asked.host]
         options += ["--samples_per_plugin", SAMPLES, "--load_fast", _fast_reader()]
         options += [] if asked.port is None else ["--port", str(asked.port)]
         board.configure(["tensorboard", *options])
@@ -48,10 +67,91 @@ def run(asked: Board, screen: Screen) -> None:
             where = f"--host {asked.host}" if asked.port is None else f"--port {asked.port}"
             raise InputError(f"{where}: {one_line(error)}; give another") from error
         screen.say(f"TensorBoard is at {address} (Ctrl-C ends it)")
+        profiled = any(Path(temporary, "plugins", "profile").iterdir())
+        for what, link in start_pages(address, profiled).items():
+            screen.say(f"{what}: {link}")
+        screen.say('An open page follows a training once "Reload data" is on: the gear, top right.')
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         # The viewer of profiles logs every request to standard error.
         with contextlib.suppress(KeyboardInterrupt), silenced_stderr():
-            threading.Event().wait()
+            while True:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+                links.update(roots)
+
+
+def start_pages(address: str, profiled: bool) -> dict[str, str]:
+    """Links that open on what matters, by what they show.
+
+    Args:
+        address: TensorBoard's address.
+        profiled: whether there is a profile; its overview page works on accelerators only.
+    """
+    cards = [{"plugin": "scalars", "tag": tag} for tag in PINNED]
+    keys = {
+        "smoothing": "0",
+        "runFilter": CURVES,
+        "runColorGroup": f"regex:{COLOURS}",
+        "pinnedCards": json.dumps(cards, separators=(",", ":")),
+    }
+    query = urllib.parse.urlencode(keys, quote_via=urllib.parse.quote)
+    shown = urllib.parse.quote(CURVES, safe="")
+    pages = {
+        "At a glance": f"{address}#custom_scalars&regexInput={shown}",
+        "Loss and accuracy": f"{address}?{query}#timeseries",
+    }
+    return pages | ({"Profile": f"{address}?tool=trace_viewer%40#profile"} if profiled else {})
+
+
+def columns(runs: Sequence[Found]) -> dict[str, list[Any]]:
+    """The options that HParams has columns for, with their different values."""
+    experiments = sorted({str(run.config["experiment"]) for run in runs if run.config})
+    return {"experiment": experiments} | different_values(runs)
+
+
+class Links:
+    """A directory of links to runs, under names that tell the runs apart.
+
+    A run keeps its name as long as this directory lasts.
+
+    Args:
+        folder: an empty directory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._linked: dict[Path, Path] = {}  # the link by what it leads to
+        (folder / "plugins" / "profile").mkdir(parents=True)
+
+    def update(self, roots: Sequence[Path]) -> None:
+        """Adds links to what is new in some directories, and removes those to what is gone."""
+        for path, link in list(self._linked.items()):
+            if not path.exists():
+                link.unlink()
+                del self._linked[path]
+        found = list(find_runs(roots))
+        if any(run.path not in self._linked for run in found):
+            names = [name_of(run, found) for run in found]
+            for run, name in zip(found, names, strict=True):
+                # Runs of equal names are told apart by their directories.
+                first, _, kind = name.rpartition(" ")
+                again = run.config and names.count(name) > 1
+                place = f"{first} {run.path.name} {kind}" if again else name
+                self._link(run.path, self._folder / place)
+        for run in found:
+            # The viewer of profiles does not follow links to runs.
+            for profile in run.path.glob("plugins/profile/*/"):
+                name = f"{self._linked[run.path].name} {profile.name}"
+                self._link(profile, self._folder / "plugins" / "profile" / name)
+
+    def _link(self, path: Path, place: Path) -> None:
+        """Makes a link to a directory at a place, or beside it, unless there is one."""
+        if path not in self._linked:
+            free, number = place, 2
+            while os.path.lexists(free):
+                free, number = place.with_name(f"{number} {place.name}"), number + 1
+            free.parent.mkdir(parents=True, exist_ok=True)
+            free.symlink_to(path, target_is_directory=True)
+            self._linked[path] = free
 
 
 def _require_listenable(host: str) -> None:
@@ -72,27 +172,3 @@ def _fast_reader() -> str:
     except server_ingester.NoDataServerError:
         return "false"
     return "true"
-
-
-@contextlib.contextmanager
-def _log_directory(runs: tuple[Path, ...]) -> Iterator[Path]:
-    """A directory with links to the runs, each with a name of its own."""
-    if not runs:
-        yield Path("runs")
-        return
-    with tempfile.TemporaryDirectory(prefix="research-board-") as temporary:
-        profiles = Path(temporary, "plugins", "profile")
-        profiles.mkdir(parents=True)
-        for run in (path.resolve() for path in runs):
-            place = Path(temporary, *(run.parts[1:][-2:] or ("root",)))
-            number = 2
-            while os.path.lexists(place):
-                place, number = place.with_name(f"{run.name}-{number}"), number + 1
-            place.parent.mkdir(exist_ok=True)
-            place.symlink_to(run, target_is_directory=True)
-            # The viewer of profiles does not follow links to runs.
-            for profile in run.rglob("plugins/profile/*/"):
-                name = place.relative_to(temporary) / profile.relative_to(run)
-                link = profiles / "-".join(p for p in name.parts if p not in ("plugins", "profile"))
-                link.symlink_to(profile, target_is_directory=True)
-        yield Path(temporary)

@@ -285,7 +285,7 @@ def test_what_a_step_returns_shows_up(data_file: Path, tmp_path: Path, run_here:
         '    return {"loss": loss,',
         "    confidence = tf.reduce_max(tf.nn.softmax(logits), 1)\n"
         '    extra = {"least": tf.reduce_min(confidence), "confidence": confidence}\n'
-        '    extra["inverted"] = 1.0 - images\n'
+        '    extra["inverted"] = extra["pictures/batch"] = 1.0 - images\n'
         '    return {**extra, "loss": loss,',
     )
     (tmp_path / "changed.py").write_text(changed)
@@ -300,6 +300,7 @@ def test_what_a_step_returns_shows_up(data_file: Path, tmp_path: Path, run_here:
     assert 0.09 < confidences[0, 0] <= confidences[-1, 1] <= 1
     # The border of the made-up digits is dark.
     assert pixels(values(events, "inverted")[10])[:2, :2].mean() > 190
+    assert pixels(values(events, "pictures/batch")[10])[:2, :2].mean() > 190
 
 
 def test_a_stopped_a_failed_and_a_resumed_run_say_so(
