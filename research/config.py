@@ -327,17 +327,20 @@ def options_that_differ(config: Config) -> list[str]:
         apart = field.name in ("seed", "run_dir", "resume", "fork", "at_step")
         if apart or value == default:
             continue
-        option = field.name.replace("_", "-")
-        if isinstance(value, bool):
-            found.append(f"--{option}" if value else f"--no-{option}")
-        else:
-            values = value if isinstance(value, tuple | list) else [value]
-            found.append(shlex.join([f"--{option}", *map(_as_typed, values)]))
+        found.append(option_as_typed(field.name, value))
     return found
 
 
+def option_as_typed(name: str, value: Any) -> str:
+    """A field and its value as a user would type them on a command line: 2 for 2.0."""
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{option}" if value else f"--no-{option}"
+    values = value if isinstance(value, tuple | list) else [value]
+    return shlex.join([f"--{option}", *map(_as_typed, values)])
+
+
 def _as_typed(value: Any) -> str:
-    """A value as a user would type it: 2 for 2.0."""
     short = f"{value:g}" if isinstance(value, float) else str(value)
     return short if not isinstance(value, float) or float(short) == value else repr(value)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from research.config import config_as_json, decisive_options
+from research.config import config_as_json, decisive_options, defaults_as_json
 from research.data.dataset import Split
 from research.files import is_regular
 from research.recording.start import Start
@@ -39,11 +39,11 @@ def describe_run(run: Path, start: Start, state: State) -> Description:
     }
     options |= {"patience": config.patience, "at_step": config.at_step}
     options |= decisive_options(config)
-    defaults = config_as_json(type(config)())
+    defaults = defaults_as_json(type(config))
     changed = {
         option: value
         for option, value in config_as_json(config).items()
-        if value != defaults[option] and option not in _PLACES
+        if value != defaults.get(option) and option not in _PLACES
     }
     group = [f"{k}={shown(v)}" for k, v in options.items() if k in changed and k not in _SEEDS]
     if config.fork is not None:

@@ -6,13 +6,13 @@ import dataclasses
 import datetime
 import json
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from research.comparing.comparison import QUESTION
 from research.comparing.summary import ComparisonSummary, summarize_comparison
+from research.config import option_as_typed
 from research.errors import InputError
 from research.printable import counted, duration, folded, printable
 from research.recording.summary import Summary, is_run, summarize
@@ -228,22 +228,12 @@ def _path(path: Path, room: int) -> Text:
 
 def options_of(each: Summary) -> list[str]:
     """The options of a run that differ from the defaults, as on its command line."""
-    found = [] if each.seed is None else [f"--seed {each.seed}"]
-    for name, value in each.changed.items():
-        option = name.replace("_", "-")
-        if isinstance(value, bool):
-            found.append(f"--{option}" if value else f"--no-{option}")
-        else:
-            words = map(_word, value if isinstance(value, list) else [value])
-            found.append(shlex.join([f"--{option}", *words]))
-    return found
-
-
-def _word(value: Any) -> str:
-    """A value as on the command line; a path below the working directory is relative to it."""
-    if isinstance(value, str):
-        return value.removeprefix(f"{Path.cwd()}/")
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    seed = {} if each.seed is None else {"seed": each.seed}
+    below = f"{Path.cwd()}/"  # such a path is shown relative to the working directory
+    return [
+        option_as_typed(name, value.removeprefix(below) if isinstance(value, str) else value)
+        for name, value in (seed | each.changed).items()
+    ]
 
 
 def _about(each: Summary, room: int) -> Text:
