@@ -57,8 +57,7 @@ class Evaluate:
     seed: int = 0
     """With --corrupted: decides its random numbers."""
     picture: Path | None = None
-    """With --corrupted: the PNG file to write, of one digit under each corruption, and the
-    accuracies."""
+    """With --corrupted: a PNG file to write, with a digit and the accuracies under each."""
 
     def __post_init__(self) -> None:
         valid = self.examples is None or self.examples >= 1
