@@ -72,10 +72,12 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Say which digit each image file shows. Any size and mode; dark on light is inverted.
+    """Say which digit each image file shows, and whether that is sure.
 
         python -m research predict mnist.h5 photo.jpg
 
+    Any size, mode and lighting: an image that is not of 28x28 pixels is freed from its background,
+    scaled and centred as MNIST's were, and shown as the network saw it. Dark on light is inverted.
     An image that can't be read is named on standard error, and the others are predicted; the exit
     status is then 1, and 2 where no image can be read.
     """

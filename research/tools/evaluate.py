@@ -13,7 +13,7 @@ from research.results.evaluation import Evaluation, evaluate
 from research.results.export import load_h5
 from research.screen import Screen
 from research.tools.evaluate_corrupted import evaluate_corrupted, refuse_picture
-from research.tools.in_characters import in_characters
+from research.tools.in_characters import drawn
 from research.tools.trained_model import find_model
 from research.verbs import Evaluate
 
@@ -94,9 +94,10 @@ def pictures(evaluation: Evaluation, images: npt.NDArray[np.uint8]) -> Columns:
         evaluation: of the split that ``images`` belong to.
         images: uint8 [N, 28, 28, 1].
     """
-    drawn = []
+    panels = []
     for mistake in evaluation.most_wrong:
+        picture = drawn(images[mistake.index, 3:25, 3:25, 0])
         told = f"\n{mistake.label} taken for {mistake.predicted}, {mistake.confidence:.4f}"
-        text = in_characters(images[mistake.index]) + told
-        drawn.append(Panel(Text(text), title=f"test image {mistake.index}", expand=False))
-    return Columns(drawn, title="Most confidently wrong")
+        title = f"test image {mistake.index}"
+        panels.append(Panel(Text(picture + told), title=title, expand=False))
+    return Columns(panels, title="Most confidently wrong")

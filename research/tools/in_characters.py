@@ -6,13 +6,13 @@ import numpy as np
 import numpy.typing as npt
 
 
-def in_characters(image: npt.NDArray[np.uint8]) -> str:
-    """A digit as eleven lines of 22 characters, without the frame of three pixels.
+def drawn(pixels: npt.NDArray[np.uint8]) -> str:
+    """An image in characters of five shades, a line for every two rows.
 
     Args:
-        image: uint8 [28, 28, 1].
+        pixels: uint8 [height, width], with an even height.
     """
     # Characters are twice as high as wide: two rows of pixels make one row of characters.
-    pixels = image[3:25, 3:25, 0].reshape(11, 2, 22).mean(1)
-    shades = np.array(list(" ░▒▓█"))[np.minimum(pixels * 5 / 255, 4).astype(int)]
+    rows = pixels.reshape(len(pixels) // 2, 2, -1).mean(1)
+    shades = np.array(list(" ░▒▓█"))[np.minimum(rows * 5 / 255, 4).astype(int)]
     return "\n".join(map("".join, shades))

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from conftest import make_split
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 
 def drawing(size: tuple[int, int], ink: int = 255, paper: int = 0) -> Image.Image:
@@ -154,6 +154,42 @@ def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.png")
     with pytest.raises(InputError, match=r"fifo\.png: .*it is a FIFO"):
         read_digit(tmp_path / "fifo.png")
+
+
+def photograph_of(shape: Image.Image, dark: bool, rng: np.random.Generator) -> Image.Image:
+    """The shape as ink on paper that is lit from one side and darker in a corner, with noise."""
+    ink = np.zeros((300, 400))
+    top, left = (int(rng.integers(0, room)) for room in (300 - shape.height, 400 - shape.width))
+    ink[top : top + shape.height, left : left + shape.width] = np.asarray(shape) / 255
+    y, x = np.mgrid[0:300, 0:400] / 400
+    paper = 200 + 60 * (x - y) - 120 * ((y - rng.random()) ** 2 + (x - rng.random()) ** 2)
+    image = paper * (1 - 0.6 * ink) if dark else paper / 2 + (250 - paper / 2) * 0.6 * ink
+    blurred = Image.fromarray(image.astype(np.uint8)).filter(ImageFilter.GaussianBlur(1))
+    noisy = np.asarray(blurred) + rng.normal(0, 6, image.shape)
+    return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("dark", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_photograph_on_an_unevenly_lit_background_shows_the_digit(
+    seed: int, dark: bool, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(seed)
+    shape = drawing((int(rng.integers(120, 240)),) * 2)
+    expected = read_digit_of(shape, tmp_path / "expected.png").pixels
+    digit = read_digit_of(photograph_of(shape, dark, rng), tmp_path / "photograph.jpg")
+    assert digit.inverted == dark
+    assert centre(digit.pixels) == pytest.approx((13.5, 13.5), abs=1.0)
+    assert np.corrcoef(digit.pixels.ravel(), expected.ravel())[0, 1] > 0.75
+    assert (digit.pixels[expected == 0] == 0).mean() > 0.9
+
+
+def test_specks_beside_the_digit_are_left_out(tmp_path: Path) -> None:
+    image = drawing((200, 200))
+    expected = read_digit_of(image, tmp_path / "expected.png").pixels
+    ImageDraw.Draw(image).ellipse((185, 185, 190, 190), fill=255)
+    with_speck = read_digit_of(image, tmp_path / "speck.png").pixels
+    np.testing.assert_allclose(with_speck.astype(int), expected.astype(int), atol=3)
 
 
 def test_a_blank_image_is_refused(tmp_path: Path) -> None:
