@@ -18,7 +18,6 @@ from research.results.corrupted import correct_under, mean_interval
 from research.results.evaluation import predict_probabilities, wilson_interval
 from research.screen import Screen
 from research.tools.corrupted_picture import draw
-from research.tools.in_characters import drawn
 from research.verbs import Evaluate
 
 import numpy as np
@@ -177,10 +176,10 @@ def _by_accuracy(found: Mapping[str, Any]) -> list[str]:
 
 def _worst_drawn(model: tf.keras.Model, one: Split, found: Mapping[str, Any], seed: int) -> Columns:
     """The worst corruptions of an example, at the highest severity, and what the model reads."""
-    severity, drawn = found["severities"][-1], []
+    severity, panels = found["severities"][-1], []
     for name in _by_accuracy(found)[:_DRAWN]:
         images = corrupt(one.images, name, severity, seed)
         read = predict_probabilities(model, images).argmax(1)[0]
         text = f"{drawn(images[0, 3:25, 3:25, 0])}\n{one.labels[0]} read as {read}"
-        drawn.append(Panel(Text(text), title=name.replace("_", " "), expand=False))
-    return Columns(drawn, title=f"Test image 0 at severity {severity}")
+        panels.append(Panel(Text(text), title=name.replace("_", " "), expand=False))
+    return Columns(panels, title=f"Test image 0 at severity {severity}")

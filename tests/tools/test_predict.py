@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from research.network.mnist_cnn import MnistCNN
-from research.printable import drawn
 from research.results.images import read_digit
+from research.tools.in_characters import drawn
 from research.tools.predict import is_unsure
 
 import numpy as np
