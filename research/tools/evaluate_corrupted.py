@@ -18,6 +18,7 @@ from research.results.corrupted import correct_under, mean_interval
 from research.results.evaluation import predict_probabilities, wilson_interval
 from research.screen import Screen
 from research.tools.corrupted_picture import draw
+from research.tools.in_characters import drawn
 from research.verbs import Evaluate
 
 import numpy as np
