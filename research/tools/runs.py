@@ -43,6 +43,8 @@ def run(asked: Runs, screen: Screen) -> None:
     runs, comparisons = find(paths)
     found: list[Found] = [_summarize(path) for path in runs]
     found += [summarize_comparison(path) for path in comparisons]
+    # A run that is being created has another name a moment later.
+    found = [each for each in found if os.path.isdir(_place(each))]
     shown = chosen(found, asked)
     of_runs = [each for each in shown if isinstance(each, Summary)]
     of_comparisons = [each for each in shown if isinstance(each, ComparisonSummary)]
@@ -130,6 +132,10 @@ def chosen(found: Sequence[Found], asked: Runs) -> list[Found]:
         return value is None, 0 if value is None else -value if highest_first else value
 
     return sorted(newest, key=key)
+
+
+def _place(each: Found) -> Path:
+    return each.run if isinstance(each, Summary) else each.directory
 
 
 def _moment(each: Found) -> float:

@@ -213,6 +213,18 @@ def test_runs_are_filtered_and_sorted(copies: Path, tmp_path: Path, run_here: Ru
     assert list(listed(run_here, copies / "gone")) == ["gone"]
 
 
+def test_without_recorded_defaults_an_experiments_own_options_are_shown(
+    copies: Path, run_here: RunHere
+) -> None:
+    path = copies / "good" / "environment.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in about.items() if k not in ("defaults", "began")}))
+    found = listed(run_here)
+    more = found["good"]["changed"].keys() - found["gone"]["changed"].keys()
+    assert more == {"dropout"}
+    assert found["good"]["began"] is not None
+
+
 def test_without_runs_it_says_how_to_make_one(run_here: RunHere) -> None:
     result = run_here("research", "runs")
     assert result.status == 0 and "Train one: python experiments/mnist_cnn.py" in result.stdout
