@@ -21,6 +21,7 @@ MOST_SHOWN = 20_000
 _PLACES = ("run_dir", "fork", "at_step")
 # Options in which the seeds of one configuration differ.
 _SEEDS = ("seed", "holdout_seed")
+_SIZES = ("epochs", "examples")
 
 
 def describe_run(run: Path, start: Start, state: State) -> Description:
@@ -45,11 +46,14 @@ def describe_run(run: Path, start: Start, state: State) -> Description:
         for option, value in config_as_json(config).items()
         if value != defaults.get(option) and option not in _PLACES
     }
-    group = [f"{k}={shown(v)}" for k, v in options.items() if k in changed and k not in _SEEDS]
+    named = {k: f"{k}={shown(v)}" for k, v in options.items() if k in changed and k not in _SEEDS}
+    # HParams cuts long names off, so the options that tell little come last.
+    sizes = [named.pop(option) for option in _SIZES if option in named]
+    group = [*named.values(), name, *sizes]
     if config.fork is not None:
-        group.append(f"forked at {start.config.at_step}")
+        group.append(f"forked at {config.at_step}")
     text = _page(run, start, state, changed)
-    return Description(options, " ".join([*group, name]), text, start.at.step)
+    return Description(options, " ".join(group), text, start.at.step)
 
 
 def figures_of(found: Mapping[Split, Validation], step: int, exported: int) -> str:

@@ -91,13 +91,13 @@ LAYOUT = {
 
 # The metrics in the HParams dashboard: column, folder and tag.
 COLUMNS = {
+    "failed": (RUN, "run/failed"),
     "validation accuracy": (VALIDATION, "accuracy"),
     "validation loss": (VALIDATION, "loss"),
+    "finished": (RUN, "run/finished"),
+    "steps": (RUN, "run/steps"),
     "calibration error": (VALIDATION, "quality/calibration_error"),
     "generalization gap": (VALIDATION, "quality/generalization_gap"),
-    "finished": (RUN, "run/finished"),
-    "failed": (RUN, "run/failed"),
-    "steps": (RUN, "run/steps"),
 }
 
 

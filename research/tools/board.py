@@ -54,7 +54,7 @@ def run(asked: Board, screen: Screen) -> None:
     with tempfile.TemporaryDirectory(prefix="research-board-") as temporary:
         links = Links(Path(temporary))
         links.update(roots)
-        write_columns(Path(temporary), columns(list(find_runs(roots))))
+        write_columns(Path(temporary, "columns of HParams"), columns(list(find_runs(roots))))
         board = program.TensorBoard(default.get_plugins())
         options = ["--logdir", temporary, "--host", asked.host]
         options += ["--samples_per_plugin", SAMPLES, "--load_fast", _fast_reader()]
@@ -96,7 +96,7 @@ def start_pages(address: str, profiled: bool) -> dict[str, str]:
     query = urllib.parse.urlencode(keys, quote_via=urllib.parse.quote)
     shown = urllib.parse.quote(CURVES, safe="")
     pages = {
-        "At a glance": f"{address}#custom_scalars&regexInput={shown}",
+        "At a glance": f"{address}#custom_scalars&_smoothingWeight=0&regexInput={shown}",
         "Loss and accuracy": f"{address}?{query}#timeseries",
     }
     return pages | ({"Profile": f"{address}?tool=trace_viewer%40#profile"} if profiled else {})

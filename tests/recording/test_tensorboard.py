@@ -227,6 +227,11 @@ def test_the_run_is_described(finished_run: Path) -> None:
     assert (options["experiment"], options["batch_size"]) == ("mnist_cnn", 32)
     assert options["dropout"] == "0.25 0.5"
     assert "clip_norm" not in options
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+    # Without the seed: HParams shows the seeds of one configuration as one row.
+    special = "data=made-up.npz batch_size=32 holdout=50 dense_width=16"
+    assert start.group_name == f"{special} mnist_cnn epochs=3"
     assert events.Tags()["graph"] or events.Tags()["meta_graph"]
     assert {node.name.split("/")[0] for node in events.Graph().node} > {"conv1", "dense2", "update"}
 
