@@ -282,11 +282,11 @@ def test_an_edit_of_the_library_of_then_is_found(run: Path, run_here: RunHere) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_a_rerun_that_is_stopped_goes_on(
     number: signal.Signals, data_file: Path, tmp_path: Path
 ) -> None:
-    words = [*SMALL, "--epochs", "60", "--data", str(data_file), "--run-dir", "run"]
+    words = [*SMALL, "--epochs", "8", "--data", str(data_file), "--run-dir", "run"]
     assert run_python(EXPERIMENTS / "mnist_cnn.py", *words, cwd=tmp_path).returncode == 0
     command = [sys.executable, "-m", "research", "rerun", "run", "--run-dir", "again"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
@@ -306,7 +306,7 @@ def test_a_rerun_that_is_stopped_goes_on(
 def test_a_run_that_was_stopped_is_done_again_up_to_its_last_checkpoint(
     data_file: Path, tmp_path: Path
 ) -> None:
-    words = [*SMALL, "--epochs", "200", "--data", str(data_file), "--run-dir", "run"]
+    words = [*SMALL, "--epochs", "40", "--data", str(data_file), "--run-dir", "run"]
     words += ["--checkpoint-every", "30"]
     command = [sys.executable, str(EXPERIMENTS / "mnist_cnn.py"), *words]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
