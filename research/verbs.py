@@ -119,6 +119,8 @@ class Verify:
     """Kill the experiment at its own size, on 5,000 examples, instead of a small one."""
     only_kills: bool = False
     """Leave out the checks within one process."""
+    minutes: float = 10
+    """End the checks within one process, or an uninterrupted run, that take longer: they hang."""
     seed: int = 0
     """Decides the random moments."""
     data: Path | None = None
@@ -132,6 +134,8 @@ class Verify:
         for name in ("kills", "stops"):
             value = getattr(self, name)
             require(name, value, value >= 0, "give 0 for none, or more")
+        valid = 0 < self.minutes <= 10_000
+        require("minutes", self.minutes, valid, "give a number above 0, at most 10000")
 
 
 @dataclasses.dataclass(frozen=True)

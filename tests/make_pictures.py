@@ -15,6 +15,8 @@ import argparse
 import contextlib
 import dataclasses
 import importlib.util
+import io
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from rich.console import Console
 
 PICTURES = Path(__file__).parents[1] / "experiments" / "pictures"
 
@@ -179,6 +182,26 @@ def _wait_for(
     return [f"{selector} did not appear" for selector in missing]
 
 
+def photograph_mistakes(run: Path, path: Path) -> None:
+    """Saves a picture of the worst mistakes, as ``evaluate`` prints them in a terminal."""
+    from playwright.sync_api import sync_playwright
+
+    command = [sys.executable, "-m", "research", "evaluate", str(run)]
+    environment = os.environ | {"COLUMNS": "80"}
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    mistakes = printed.stdout.partition("Most confidently wrong")[2].splitlines()[1:27]
+    console = Console(record=True, width=80, file=io.StringIO())
+    for line in mistakes:
+        console.print(line, highlight=False, markup=False)
+    picture = console.export_svg(title="python -m research evaluate RUN")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1000, "height": 760})
+        page.set_content(f"<body style='margin: 0'>{picture}</body>")
+        page.locator("svg").screenshot(path=path)
+        browser.close()
+
+
 def shrink(path: Path, width: int = 900, colours: int = 64) -> None:
     """Makes a picture small enough for a repository."""
     image = Image.open(path).convert("RGB")
@@ -201,7 +224,8 @@ def main() -> None:
     (PICTURES / "custom_scalars.png").replace(PICTURES / "bands.png")
     with board(asked.run) as address:
         problems += photograph(address, PICTURES, names)
-    for name in [*names, "bands"]:
+    photograph_mistakes(asked.run, PICTURES / "mistakes.png")
+    for name in [*names, "bands", "mistakes"]:
         shrink(PICTURES / f"{name}.png")
     sys.exit("\n".join(problems) or None)
 

@@ -41,7 +41,8 @@ def run(asked: Evaluate, screen: Screen) -> None:
     dataset = load_mnist(say) if data is None else read_dataset(data)
     test = dataset.first(examples).first(asked.examples).test
     facts = {"model": str(model.h5), "data": dataset.source}
-    say(printable(f"{model.h5} on {len(test):,} test examples of {dataset.source}"))
+    examples_of = "example of" if len(test) == 1 else "examples of"
+    say(printable(f"{model.h5} on {len(test):,} test {examples_of} {dataset.source}"))
     if asked.corrupted:
         evaluate_corrupted(loaded, test, asked, facts, screen)
         return

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from research.config import Config, parse, require
 from research.data.formats import read_dataset
 from research.data.mnist import load_mnist
 from research.screen import Screen
+from research.stderr import show_error
 from research.tools.check import Check
 from research.tools.load_experiment import load_experiment
 from research.tools.verify_kills import killed_and_resumed
@@ -34,7 +39,9 @@ def run(asked: Verify, screen: Screen) -> bool:
     checks: list[Check] = []
     if not asked.only_kills:
         small = with_options(given, smaller(config, batch_size=16))
-        checks += step_is_sound(asked.experiment, small, data.train, say)
+        say("Checks within one process, about a minute:")
+        with ended_if_it_hangs(asked.minutes):
+            checks += step_is_sound(asked.experiment, small, data.train, say)
     if asked.kills + asked.stops and all(check.holds for check in checks):
         arguments = _to_be_killed(asked, config, given)
         with tempfile.TemporaryDirectory(prefix="research-verify-") as folder:
@@ -47,12 +54,13 @@ def run(asked: Verify, screen: Screen) -> bool:
                 seed=asked.seed,
                 folder=Path(folder),
                 say=say,
+                seconds=60 * asked.minutes,
             )
     if asked.json:
         print(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
     else:
         table = Table(title=str(asked.experiment), title_justify="left")
-        for heading in ("check", "holds", "found"):
+        for heading in ("check", "holds", "what was seen, or the likely cause"):
             table.add_column(heading, overflow="fold")
         for check in checks:
             style = "green" if check.holds else "bold red"
@@ -60,6 +68,29 @@ def run(asked: Verify, screen: Screen) -> bool:
             table.add_row(Text(check.name), holds, Text(check.found))
         screen.console.print(table)
     return all(check.holds for check in checks)
+
+
+@contextlib.contextmanager
+def ended_if_it_hangs(minutes: float) -> Iterator[None]:
+    """Ends the process with status 1 if the block takes longer.
+
+    A step that hangs in TensorFlow heeds no exception and no signal handler.
+    """
+
+    def end() -> None:
+        show_error(
+            f"error: a check hangs: it was ended after {minutes:g} minutes; mend the step, or give "
+            "more with --minutes"
+        )
+        os._exit(1)
+
+    timer = threading.Timer(60 * minutes, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _to_be_killed(asked: Verify, config: Config, given: list[str]) -> list[str]:

@@ -51,6 +51,7 @@ def killed_and_resumed(
     seed: int,
     folder: Path,
     say: Callable[[str], None],
+    seconds: float = 600,
 ) -> Iterator[Check]:
     """Runs an experiment and forks of it, kills and resumes them, until all signals have landed.
 
@@ -67,11 +68,12 @@ def killed_and_resumed(
         seed: decides the random moments.
         folder: an empty directory to work in.
         say: is called with a line about each run.
+        seconds: how long an uninterrupted run may take; one that hangs is ended.
 
     Yields:
         A check about runs, and one about forks.
     """
-    program, rng = Program(experiment, folder), random.Random(seed)
+    program, rng = Program(experiment, folder, seconds), random.Random(seed)
     of_forks = max(kills // 10, min(1, kills - 1), 0)
     heeded = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]  # nohup ignores SIGHUP
     signals = [signal.SIGKILL] * (kills - of_forks) + rng.choices(heeded, k=stops)
@@ -80,6 +82,8 @@ def killed_and_resumed(
     try:
         whole = program.uninterrupted(arguments, source)
         say(f"uninterrupted: {whole.end:.1f} seconds, {whole.checkpoint:.1f} to its checkpoint")
+        to_land, most = counted(len(signals), "signal"), most_seconds(len(signals), whole)
+        say(f"{to_land}: about {len(signals) * whole.end:.0f} seconds, at most {most:.0f}")
         runs = (Training(arguments, whole, folder / f"run-{n}") for n in itertools.count(1))
         check = Killer(program, signals, rng, say).check(name, runs)
         yield check
@@ -105,6 +109,11 @@ class Uninterrupted:
     directory: float
     checkpoint: float
     end: float
+
+
+def most_seconds(signals: int, whole: Uninterrupted) -> float:
+    """How long signals may take to land: a minute, and the time of 5 (n + 5) whole runs."""
+    return 60 + 5 * (signals + 5) * whole.end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +165,7 @@ def _forks(program: Program, source: Path, config: Config, folder: Path) -> Iter
 
 def _go_on_if_possible(program: Program, arguments: Sequence[str]) -> None:
     process = program.start(arguments)
-    process.join()
+    program.wait(process)
     # Status 2: a run whose schedule depends on the number of epochs refuses more epochs.
     if process.exitcode not in (0, 2):
         raise FailedError(f"fails when it goes on: {program.output()[-300:]}")
@@ -190,15 +199,14 @@ class Killer:
     def check(self, name: str, trainings: Iterator[Training]) -> Check:
         """Runs one training after another until all signals have landed, or gives up.
 
-        It gives up after 2 n + 5 runs for n signals, or after a minute and the time of 5 (n + 5)
-        uninterrupted runs.
+        It gives up after 2 n + 5 runs for n signals, or after ``most_seconds``.
         """
         asked, begun, runs = len(self._signals), time.monotonic(), 0
         seconds, limit = 0.0, np.inf
         while self._signals and runs < 2 * asked + 5 and seconds < limit:
             training = next(trainings)
             runs += 1
-            limit = 60 + 5 * (asked + 5) * training.whole.end
+            limit = most_seconds(asked, training.whole)
             try:
                 self._until_it_ends(training)
                 how = "as uninterrupted"
@@ -342,8 +350,9 @@ class Killer:
 class Program:
     """Starts an experiment in processes that have imported all modules already."""
 
-    def __init__(self, experiment: Path, folder: Path) -> None:
+    def __init__(self, experiment: Path, folder: Path, seconds: float = 600) -> None:
         self._experiment, self._folder = experiment.resolve(), folder
+        self._seconds = seconds
         self._context = multiprocessing.get_context("forkserver")
         drawing = ["matplotlib.figure", "matplotlib.backends.backend_agg"]
         modules = ["research.__main__", "research.experiment", __name__, *drawing]
@@ -364,21 +373,42 @@ class Program:
         process.start()
         return process
 
+    def wait(self, process: Any, polled: Callable[[], None] = lambda: None) -> None:
+        """Waits until a process ends, and calls ``polled`` every few milliseconds.
+
+        Raises:
+            FailedError: if the process takes longer than it may; it is killed.
+        """
+        until = time.monotonic() + self._seconds
+        while process.is_alive():
+            process.join(0.002)
+            polled()
+            if time.monotonic() > until:
+                process.kill()
+                process.join()
+                raise FailedError(
+                    f"hangs: it was ended after {self._seconds:.0f} seconds; --minutes gives it "
+                    f"more. ...{self.output()[-200:]}"
+                )
+
     def uninterrupted(self, arguments: Sequence[str], run: Path) -> Uninterrupted:
         """Runs the experiment to its end.
 
         Raises:
-            FailedError: if the run fails.
+            FailedError: if the run fails, or hangs.
         """
         begun, directory, checkpoint = time.monotonic(), 0.0, 0.0
         process = self.start([*arguments, "--run-dir", str(run)])
-        while process.is_alive():
-            process.join(0.002)
+
+        def look() -> None:
+            nonlocal directory, checkpoint
             seconds = time.monotonic() - begun
             if not directory and os.path.lexists(run):
                 directory = seconds
             if not checkpoint and checkpoint_paths(run / "checkpoints"):
                 checkpoint = seconds
+
+        self.wait(process, look)
         end = time.monotonic() - begun
         if process.exitcode != 0:
             raise FailedError(f"ends with {process.exitcode}: ...{self.output()[-300:]}")

@@ -18,7 +18,7 @@ from research.verbs import Verify
 
 import pytest
 import tensorflow as tf
-from conftest import EXPERIMENTS, RunHere
+from conftest import EXPERIMENTS, RunHere, run_python
 
 TAPE = "    with tf.GradientTape() as tape:\n"
 UPDATE = "    measured = state.update(gradients)\n"
@@ -191,7 +191,17 @@ def test_what_is_given_is_kept_and_epochs_are_shortened_together(
     assert {name: getattr(found, name) for name in expected} == expected
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+def test_a_check_that_hangs_is_ended_and_named(tmp_path: Path) -> None:
+    code = (
+        "import time; from research.tools.verify import ended_if_it_hangs\n"
+        "with ended_if_it_hangs(0.01): time.sleep(1000)"
+    )
+    result = run_python("-c", code, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: a check hangs: it was ended after 0.01 minutes; mend ")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
 def test_the_table_is_whole_and_says_what_its_columns_are(
     columns: int,
     data_file: Path,
@@ -200,7 +210,7 @@ def test_the_table_is_whole_and_says_what_its_columns_are(
 ) -> None:
     words = [f"word{n}" for n in range(60)]
     checks = [
-        Check("a" * 30, True, "short"),
+        Check("a" * 20, True, "short"),
         Check("other", False, " ".join([*words, "/long" * 40])),
     ]
     monkeypatch.setattr(verify, "step_is_sound", lambda *_: checks)
@@ -209,10 +219,12 @@ def test_the_table_is_whole_and_says_what_its_columns_are(
         assert not run(Verify(data=data_file, kills=0, stops=0), screen)
     lines = capfd.readouterr().out.splitlines()
     assert max(map(len, lines)) <= columns
-    rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines[2:]]
-    assert rows[0] == ["check", "holds", "found"]
-    first, *others = [row for row in rows[1:] if row]
-    assert first == ["a" * 30, "yes", "short"]
+    rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines]
+    heads = [row for row, line in zip(rows, lines, strict=True) if line.startswith("┃")]
+    head = [" ".join(cells).strip() for cells in zip(*heads, strict=True)]
+    assert head == ["check", "holds", "what was seen, or the likely cause"]
+    first, *others = [row for row in rows if row and row not in heads]
+    assert first == ["a" * 20, "yes", "short"]
     assert others[0][:2] == ["other", "no"]
     found = " ".join(row[2] for row in others)
     assert found.split()[:60] == words

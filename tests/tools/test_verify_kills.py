@@ -79,6 +79,13 @@ def test_when_signals_do_not_land_it_gives_up_and_says_so(
     assert check.found.startswith("only 0 of 1 signal landed in time (7 runs, ")
 
 
+def test_a_run_that_hangs_is_ended_and_named(kill: Callable[..., list[Check]]) -> None:
+    (check,) = kill("print('so far so good', flush=True)\ntime.sleep(1000)", stops=1, seconds=2)
+    assert not check.holds
+    assert check.found.startswith("a run that is not interrupted hangs: it was ended after 2 sec")
+    assert "--minutes gives it more. ...so far so good" in check.found
+
+
 def test_killed_at_random_moments_runs_and_forks_end_as_if_uninterrupted(
     data_file: Path, run_here: RunHere
 ) -> None:
