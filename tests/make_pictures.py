@@ -189,7 +189,7 @@ def photograph_mistakes(run: Path, path: Path) -> None:
     command = [sys.executable, "-m", "research", "evaluate", str(run)]
     environment = os.environ | {"COLUMNS": "80"}
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    mistakes = printed.stdout.partition("Most confidently wrong")[2].splitlines()[1:27]
+    mistakes = printed.stdout.partition("Most confidently wrong")[2].splitlines()[1:29]
     console = Console(record=True, width=80, file=io.StringIO())
     for line in mistakes:
         console.print(line, highlight=False, markup=False)
@@ -225,8 +225,9 @@ def main() -> None:
     with board(asked.run) as address:
         problems += photograph(address, PICTURES, names)
     photograph_mistakes(asked.run, PICTURES / "mistakes.png")
-    for name in [*names, "bands", "mistakes"]:
+    for name in [*names, "bands"]:
         shrink(PICTURES / f"{name}.png")
+    shrink(PICTURES / "mistakes.png", width=640, colours=32)
     sys.exit("\n".join(problems) or None)
 
 
