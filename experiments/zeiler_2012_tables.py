@@ -5,7 +5,7 @@ leaves tables.md and tables.png: the published errors beside the measured ones. 
 the experiment of a cell. Ctrl-C stops; the same command goes on.
 
 - Command: python experiments/zeiler_2012_tables.py
-- Duration: about 40 minutes on 2 CPU cores
+- Duration: about an hour on 2 CPU cores; with --only rho --seeds 2, 10 minutes
 - Expect: the tables in experiments/README.md, "ADADELTA's own tables"
 """
 
@@ -148,6 +148,11 @@ def measured(table: Table, found: Mapping[str, Outcome]) -> dict[str, list[list[
     return {row: [of_cell(row, column) for column in table.columns] for row in table.published}
 
 
+def begun(table: Table, found: Mapping[str, Outcome]) -> bool:
+    """Whether a training of the table has ended."""
+    return any(map(any, measured(table, found).values()))
+
+
 def as_markdown(table: Table, found: Mapping[str, Outcome]) -> str:
     """The table, with the measured errors in brackets, and what agrees."""
     headings = [table.row, *(f"{table.column} {column}" for column in table.columns)]
@@ -186,11 +191,12 @@ def agreement(table: Table, found: Mapping[str, Outcome]) -> str:
 
 
 def draw(found: Mapping[str, Outcome], path: Path) -> None:
-    """Draws the first two tables: the error by the row, a line for each column."""
+    """Draws those of the first two tables that have begun: the error by the row, by column."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4), dpi=110, layout="constrained")
-    for table, axes in zip(TABLES, figure.subplots(1, 2), strict=False):
+    shown = [table for table in TABLES[:2] if begun(table, found)] or TABLES[:2]
+    figure = Figure(figsize=(4.5 * len(shown), 4), dpi=110, layout="constrained")
+    for table, axes in zip(shown, figure.subplots(1, len(shown), squeeze=False)[0], strict=True):
         _panel(table, measured(table, found), axes)
     with storage_errors(path), replaced_atomically(path) as partial:
         figure.savefig(partial)
@@ -236,8 +242,7 @@ def run(screen: Screen) -> int:
     )
     status = train(study, screen, asked.workers)
     found = study.outcomes()
-    begun = [table for table in TABLES if any(map(any, measured(table, found).values()))]
-    text = "\n\n".join(as_markdown(table, found) for table in begun)
+    text = "\n\n".join(as_markdown(table, found) for table in TABLES if begun(table, found))
     path, picture = asked.directory / "tables.md", asked.directory / "tables.png"
     with storage_errors(path), replaced_atomically(path) as partial:
         partial.write_text(f"{text}\n")

@@ -115,8 +115,8 @@ def test_the_tables_have_the_published_errors_and_say_what_agrees() -> None:
 
 @pytest.mark.slow
 def test_a_study_survives_sigkill(tmp_path: Path, data_file: Path) -> None:
-    words = [sys.executable, str(TABLES), *map(str, SMALL), "--data", str(data_file)]
-    words += ["--directory", str(tmp_path / "study")]
+    command = (TABLES, *SMALL, "--data", data_file, "--directory", tmp_path / "study")
+    words = [sys.executable, *map(str, command)]
     kills = 0
     while kills < 3:
         process = subprocess.Popen(words, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
