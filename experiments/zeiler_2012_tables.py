@@ -5,7 +5,7 @@ leaves tables.md and tables.png: the published errors beside the measured ones. 
 the experiment of a cell. Ctrl-C stops; the same command goes on.
 
 - Command: python experiments/zeiler_2012_tables.py
-- Duration: about an hour on 2 CPU cores; with --only rho --seeds 2, 10 minutes
+- Duration: about 40 minutes on 2 CPU cores; with --only rho --seeds 2, about 7
 - Expect: the tables in experiments/README.md, "ADADELTA's own tables"
 """
 
