@@ -104,6 +104,10 @@ def test_a_run_stops_and_leaves_its_files_whole_where_hardly_anything_is_open_or
     assert (result.returncode, result.stdout, result.stderr) == (143, "", "")
     assert "Stopped by SIGTERM after step 14" in (tmp_path / "run" / "log.txt").read_text()
     for path in (tmp_path / "run").rglob("*"):
-        assert path.is_dir() or path.name == "log.txt" or b"Stopp" not in path.read_bytes()
+        assert (
+            path.is_dir()
+            or path.name == "log.txt"
+            or b"Stopped by SIGTERM" not in path.read_bytes()
+        )
     assert run_here(EXPERIMENTS / "mnist_cnn.py", "--resume", "run").status == 0
     assert left_by(tmp_path / "run") == left_by(finished_run)

@@ -86,7 +86,10 @@ def differences(before: Any, now: dict[str, Any]) -> list[str]:
     """
     before = before if isinstance(before, dict) else {}
     different = different_values(before, now)
+    extensions = different.pop("extensions", None)
     found = [_difference(name, *values) for name, values in different.items()]
+    if extensions is not None:
+        found.append(f"the processors differ in {_short(' '.join(map(str, extensions)).strip())}")
     if before.get("git") != now.get("git"):
         found.append("the code is at another commit, or has been edited")
     return found
@@ -111,8 +114,8 @@ def different_values(
             # Of some dozens only those that one processor has and the other has not.
             only_one = {str(name) for name in a} ^ {str(name) for name in b}
             one, other = (" ".join(sorted(only_one & set(map(str, c)))) for c in (a, b))
-            found |= {part: (one or "none", other or "none")} if only_one else {}
-        elif a != b and not (part == "extensions" and None in (a, b)):
+            found |= {part: (one, other)} if only_one else {}
+        elif a != b and (part != "extensions" or (part in before and part in now)):
             # Earlier versions have not written the extensions.
             found[part] = (a, b)
     return found
