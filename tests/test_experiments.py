@@ -36,7 +36,7 @@ def test_the_screen_shows_what_the_seed_prints_and_nothing_else(finished_run: Pa
         r"network    MnistCNN, \d+,\d+ parameters",
         r"processor  .+, \d+ cores?, float32",
         r"seed       0",
-        r"options    --epochs 3 --batch-size 32 --data \S+ --holdout 50 --test --log-every 4 --dense-.*",
+        r"options    --epochs 3 --batch-size 32 --data \S+ --holdout 50 --test --log-every 4 .*",
         r"epoch 3/3  loss 0\.\d{4}  accuracy 0\.\d{4}  validation loss 0\.\d{4}  accuracy .*",
         r"Best: epoch 3/3, highest accuracy [01]\.\d{4}; its weights are saved",
         r"Training finished successfully\.",
