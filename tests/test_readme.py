@@ -136,6 +136,7 @@ def test_the_example_of_figures_and_a_loop_works(
 
 
 def test_the_commands_at_the_top_are_what_ci_runs() -> None:
-    first, second = re.findall(r"^    (pip .*)$", README, re.MULTILINE)[:2]
+    look, first, second = re.findall(r"^    (pip .*)$", README, re.MULTILINE)[:3]
+    assert look == f"{first} --examples 6000 --epochs 2"
     assert first == "pip install -e . && python experiments/mnist_cnn.py"
     assert second in (REPOSITORY / ".ci" / "run").read_text()
