@@ -19,8 +19,6 @@ from research.comparing import serve
 from research.errors import InputError, StorageError
 from research.recording.environment import cores
 
-import tensorflow as tf
-
 # A training that was killed so often in a row is not repeated any more.
 MOST_KILLS = 5
 _SECONDS_TO_CLOSE = 35
@@ -288,6 +286,8 @@ def cores_here() -> int:
 
 def trainings_at_a_time(threads: int) -> int:
     """As many as the cores have room for; one where there is a GPU, which they would share."""
+    import tensorflow as tf  # takes seconds; `runs` and `diff` need none
+
     if tf.config.list_physical_devices("GPU"):
         return 1
     return max(1, cores_here() // threads)
