@@ -170,6 +170,18 @@ def read_json(path: Path) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON object that users can edit; empty if it can't be read, or is no object."""
+    with contextlib.suppress(OSError, ValueError):
+        return as_object(read_json(path))
+    return {}
+
+
+def as_object(value: Any) -> dict[str, Any]:
+    """A value from a file that users can edit if it is a JSON object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
 def write_sealed_json(path: Path, fields: Mapping[str, Any]) -> None:
     """Writes JSON as ``write_json`` does, with a SHA-256 of the fields as the last field."""
     write_json(path, dict(fields) | {_SEAL: _seal(fields)})

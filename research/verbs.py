@@ -24,7 +24,7 @@ Ours = Literal["ours-float32", "ours-bfloat16", "products-float32", "products-bf
 Others = Literal["fit-float32", "fit-bfloat16", "torch-float32"]
 Loop = Literal[Ours, Others]
 
-# What has become of a run, see research.recording.summary.
+# What has become of a run, see research.recording.summary.Summary.
 RunStatus = Literal["running", "finished", "stopped", "killed", "failed", "damaged"]
 
 
@@ -214,11 +214,11 @@ class Runs:
     experiment: str | None = None
     """Only runs of this experiment."""
     status: tuple[RunStatus, ...] = ()
-    """Only runs with one of these."""
+    """Only runs with one of these statuses."""
     sort: Literal["when", "test", "validation", "duration", "experiment", "status"] = "when"
     """The order: newest, best or longest first."""
     last: int | None = None
-    """Only so many of the newest."""
+    """Only the N newest."""
     json: bool = False
     """Print JSON, with all options and figures, instead of a table."""
 
@@ -242,7 +242,7 @@ class Diff:
     other: Annotated[Path, tyro.conf.Positional]
     """Another one."""
     code: bool = False
-    """Show the difference of the experiments' code, line by line."""
+    """Show the difference of the experiments' code and of the library, line by line."""
     json: bool = False
     """Print JSON instead of words."""
 

@@ -10,19 +10,27 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from research.config import Config, defaults_as_json
 from research.errors import one_line
-from research.files import is_regular, open_regular, read_json, read_sealed_json, sha256
+from research.files import (
+    as_object,
+    is_regular,
+    open_regular,
+    read_json,
+    read_object,
+    read_sealed_json,
+    sha256,
+)
 from research.recording.metrics import NAME as METRICS
 from research.recording.metrics import VALIDATION, parsed
 from research.recording.run_directory import CODE, FINISHED, NEW, NON_FINITE, is_locked
 from research.results.selection import best, own, rank_by
+from research.verbs import RunStatus
 
-Status = Literal["running", "finished", "stopped", "killed", "failed", "damaged"]
-# The options that say which run it is and where it stands, and not how it was trained.
-_IDENTITY = ("experiment", "run", "data_sha256", "run_dir")
+# What config.json holds beside options.
+IDENTITY = ("experiment", "run", "data_sha256")
 # A folder with two of these is a run directory, or what is left of one.
 _MARKS = {"config.json", "environment.json", "command.txt", METRICS, "checkpoints", CODE}
 # The end of log.txt that is searched for how the run ended, in bytes.
@@ -55,7 +63,7 @@ class Summary:
     """
 
     run: Path
-    status: Status
+    status: RunStatus
     reason: str = ""
     experiment: str = ""
     seed: int | None = None
@@ -91,7 +99,9 @@ def summarize(run: Path) -> Summary:
         experiment=str(config.get("experiment", "")),
         seed=config.get("seed"),
         data=config.get("data_sha256"),
-        options={name: value for name, value in config.items() if name not in _IDENTITY},
+        options={
+            name: value for name, value in config.items() if name not in (*IDENTITY, "run_dir")
+        },
     )
     try:
         known = _with_environment(known)
@@ -100,7 +110,8 @@ def summarize(run: Path) -> Summary:
         if begun := re.match(r"(?:.* after step (\d+)\n)?Training for (\d+) steps", log):
             steps = int(begun[1] or 0) + int(begun[2])
             known = dataclasses.replace(known, steps=steps)
-        return known if locked else _with_end(known, log)
+        # A finished run may be locked by a process that reads it, or has yet to exit.
+        return known if locked and not is_regular(run / FINISHED) else _with_end(known, log)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return dataclasses.replace(known, status="damaged", reason=one_line(error)[:200])
 
@@ -114,24 +125,21 @@ def _unborn(run: Path) -> Summary:
 
 def _with_environment(known: Summary) -> Summary:
     """Adds what environment.json says: defaults, when the run began, how it is resumed."""
-    environment: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        found = read_json(known.run / "environment.json")
-        environment = found if isinstance(found, dict) else {}
-    defaults = environment.get("defaults", json.loads(json.dumps(defaults_as_json(Config))))
+    environment = read_object(known.run / "environment.json")
+    defaults = as_object(environment.get("defaults"))
+    defaults = defaults or json.loads(json.dumps(defaults_as_json(Config)))
     changed = {
         name: value
         for name, value in known.options.items()
         if name != "seed" and (name not in defaults or defaults[name] != value)
     }
     began = None
-    if "began" in environment:
-        began = datetime.datetime.fromisoformat(environment["began"])
-    elif (code := known.run / CODE).is_dir():
+    with contextlib.suppress(ValueError):
+        began = datetime.datetime.fromisoformat(str(environment.get("began")))
+    if began is None and (code := known.run / CODE).is_dir():
         # A run writes this folder once.
         began = datetime.datetime.fromtimestamp(code.stat().st_mtime).astimezone()
-    file = _experiment_file(known, environment)
-    go_on = shlex.join(["python", str(file), "--resume", str(known.run)])
+    go_on = _command(known.run, _experiment_file(known, environment))
     moment = None if began is None else began.isoformat(timespec="seconds")
     return dataclasses.replace(known, changed=changed, began=moment, go_on=go_on)
 
@@ -139,13 +147,31 @@ def _with_environment(known: Summary) -> Summary:
 def _experiment_file(known: Summary, environment: Mapping[str, Any]) -> Path:
     """The experiment's file, as the run's command names it; if it is gone, the run's copy."""
     name = f"{known.experiment}.py"
-    for word in environment.get("command", []):
+    command = environment.get("command")
+    for word in map(str, command if isinstance(command, list) else []):
         if Path(word).name == name:
-            file = Path(environment.get("working_directory") or "", word)
+            file = Path(str(environment.get("working_directory") or ""), word)
             if file.is_file():
                 here = Path.cwd()
                 return file.relative_to(here) if file.is_relative_to(here) else file
     return known.run / CODE / name
+
+
+def _command(run: Path, file: Path) -> str | None:
+    """The command that goes on with a run, or None if it is a rerun that is done.
+
+    A rerun was started with the experiment's file in the directory of the run that it repeats, but
+    with that run's library: only ``rerun`` goes on so.
+    """
+    repeated = file.parent.parent
+    again = file.parent.name == CODE and (repeated / "config.json").is_file()
+    if not again or repeated.resolve() == run.resolve():
+        return shlex.join(["python", str(file), "--resume", str(run)])
+    stopped = not any(is_regular(repeated / name) for name in (FINISHED, NON_FINITE))
+    newest = max((path.name for path in (repeated / "checkpoints").glob("step-*")), default="")
+    if stopped and (run / "checkpoints" / newest).is_file():
+        return None
+    return shlex.join(["python", "-m", "research", "rerun", str(repeated), "--run-dir", str(run)])
 
 
 def _with_figures(known: Summary) -> Summary:
@@ -154,8 +180,8 @@ def _with_figures(known: Summary) -> Summary:
     held_out = bool(known.options.get("holdout"))
     validation = test = None
     if held_out:
-        direction, _, figure = known.options["select_by"].partition(" ")
-        mine = own(validations, known.options["at_step"])
+        direction, _, figure = str(known.options.get("select_by", Config.select_by)).partition(" ")
+        mine = own(validations, known.options.get("at_step"))
         at = best(mine, rank_by(figure, 1 if direction == "highest" else -1))
         validation = None if at is None else _numbers(mine[at])
     elif validations:
@@ -192,7 +218,7 @@ def _with_end(known: Summary, log: str) -> Summary:
     if is_regular(run / FINISHED):
         return dataclasses.replace(known, **_finished(run))
     if is_regular(run / NON_FINITE):
-        found = _sealed(run / NON_FINITE)
+        found = _sealed(run / NON_FINITE, "bundle", "reason")
         if found["bundle"] is not None:
             look = ["python", "-m", "research", "replay", str(run / found["bundle"])]
             known = dataclasses.replace(known, go_on=shlex.join(look))
@@ -206,7 +232,7 @@ def _with_end(known: Summary, log: str) -> Summary:
         said = error.partition("\nThe whole traceback")[0].splitlines()
         reason = ": ".join(line for line in said if not line.startswith(" "))  # without the code
         return dataclasses.replace(known, status="failed", reason=reason[:300])
-    if stopped := re.search(r"^Stopped by (\w+) after (\d+) of (\d+) steps", log, re.M):
+    if stopped := re.search(r"^Stopped by (\w+) after (?:step )?(\d+) of (\d+)", log, re.M):
         step, steps = int(stopped[2]), int(stopped[3])
         why = f"by {stopped[1]}"
         return dataclasses.replace(known, status="stopped", reason=why, step=step, steps=steps)
@@ -215,7 +241,7 @@ def _with_end(known: Summary, log: str) -> Summary:
 
 def _finished(run: Path) -> dict[str, Any]:
     """The fields of a summary that finished.json decides."""
-    found = _sealed(run / FINISHED)
+    found = _sealed(run / FINISHED, "files", "step")
     for name, digest in found["files"].items():
         # The larger files are not read: `evaluate` does.
         if not is_regular(run / name):
@@ -235,10 +261,13 @@ def _last_log(path: Path) -> str:
     return ""
 
 
-def _sealed(path: Path) -> dict[str, Any]:
-    """Reads a sealed JSON file; the error names it."""
+def _sealed(path: Path, *fields: str) -> dict[str, Any]:
+    """Reads a sealed JSON file that has these fields; the error names it."""
     try:
-        return read_sealed_json(path)
+        found = read_sealed_json(path)
+        if missing := [name for name in fields if name not in found]:
+            raise ValueError(f"it has no {missing[0]}")
+        return found
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else one_line(error)
         raise ValueError(f"{path.name} can't be read ({reason})") from error

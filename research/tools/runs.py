@@ -17,6 +17,7 @@ from research.errors import InputError
 from research.printable import counted, duration, folded, printable
 from research.recording.summary import Summary, is_run, summarize
 from research.screen import Screen
+from research.stderr import show_error
 from research.verbs import Runs, RunStatus
 
 from rich.cells import cell_len
@@ -40,7 +41,9 @@ def run(asked: Runs, screen: Screen) -> None:
         InputError: if a name is no folder and no experiment with runs.
     """
     paths = [_folder(name) for name in asked.where] or [RUNS]
-    runs, comparisons = find(paths)
+    runs, comparisons, unreadable = find(paths)
+    for error in unreadable:
+        show_error(f"{error.filename}: left out, it can't be read ({error.strerror})")
     found: list[Found] = [_summarize(path) for path in runs]
     found += [summarize_comparison(path) for path in comparisons]
     # A run that is being created has another name a moment later.
@@ -62,8 +65,7 @@ def run(asked: Runs, screen: Screen) -> None:
             "python experiments/mnist_cnn.py --epochs 1"
         )
     elif not shown:
-        there = ", ".join(sorted({e for each in found for e in _experiments(each)} - {""}))
-        screen.say(f"None of {counted(len(found), 'run')} is as asked. There are runs of {there}.")
+        screen.say(_no_match(found))
     if of_runs:
         screen.console.print(run_table(of_runs, screen.console.width))
     if of_comparisons:
@@ -76,11 +78,22 @@ def run(asked: Runs, screen: Screen) -> None:
             screen.say(printable(f"  {each.go_on}  # {why}"))
 
 
+def _no_match(found: Sequence[Found]) -> str:
+    """Says that no run is as asked, and what runs there are."""
+    number = sum(isinstance(each, Summary) for each in found)
+    there = [(number, "run"), (len(found) - number, "comparison")]
+    numbers = " and ".join(counted(n, noun) for n, noun in there if n)
+    names = ", ".join(sorted({name for each in found for name in _experiments(each)} - {""}))
+    verb = "is" if len(found) == 1 else "are"
+    return printable(f"No run matches; there {verb} {numbers}{names and f', of {names}'}.")
+
+
 def _summarize(run: Path) -> Summary:
     """Summarizes a run; the command for a training of a comparison is the comparison's."""
     found = summarize(run)
-    if found.go_on and (run.absolute().parents[1] / QUESTION).is_file():
-        comparison = summarize_comparison(Path(os.path.relpath(run.absolute().parents[1])))
+    directory = run.absolute().parent.parent
+    if found.go_on and (directory / QUESTION).is_file():
+        comparison = summarize_comparison(Path(os.path.relpath(directory)))
         found = dataclasses.replace(found, go_on=comparison.go_on)
     return found
 
@@ -92,21 +105,31 @@ def _folder(name: str) -> Path:
     raise InputError(f"{name}: no such folder, and no runs/{name}; name one that has runs in it")
 
 
-def find(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """The run directories and the comparisons in folders; a comparison's runs if it is named."""
-    runs: dict[Path, None] = {}
-    comparisons: dict[Path, None] = {}
+def find(paths: Sequence[Path]) -> tuple[list[Path], list[Path], list[OSError]]:
+    """Finds runs in folders and in those that links lead to, each once.
+
+    Returns:
+        The run directories, the comparisons (of one that is named: its runs instead), and why
+        folders can't be read.
+    """
+    runs: dict[Path, Path] = {}
+    comparisons: dict[Path, Path] = {}
+    unreadable: list[OSError] = []
     for path in paths:
-        for place, folders, files in os.walk(path):
+        seen = set()  # a link may lead back
+        for place, folders, files in os.walk(path, onerror=unreadable.append, followlinks=True):
             folder = Path(place)
-            if QUESTION in files and folder != path:
-                comparisons[folder] = None
-                folders.clear()
-            elif is_run(folder, {*folders, *files}):
-                runs[folder] = None
-                folders.clear()
+            names, real = {*folders, *files}, folder.resolve()
             folders.sort()
-    return list(runs), list(comparisons)
+            if QUESTION in files and folder != path:
+                comparisons.setdefault(real, folder)
+            elif is_run(folder, names):
+                runs.setdefault(real, folder)
+            elif real not in seen:
+                seen.add(real)
+                continue
+            folders.clear()
+    return list(runs.values()), list(comparisons.values()), unreadable
 
 
 def chosen(found: Sequence[Found], asked: Runs) -> list[Found]:
@@ -266,7 +289,7 @@ def _validation(each: Summary) -> Text:
     """The accuracy of the best validation, and the figure by which it is best."""
     text = Text(_figure(each.validation))
     figure = str(each.options.get("select_by", "")).partition(" ")[2]
-    if each.validation and figure != "accuracy":
+    if each.validation and figure in each.validation and figure != "accuracy":
         text.append(f"\n{figure} {each.validation[figure]:.4f}")
     return text
 

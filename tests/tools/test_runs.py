@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from research.files import read_sealed_json, write_sealed_json
 from research.recording.run_directory import is_locked, lock
 from research.signals import SIGNALS
 
@@ -146,7 +147,12 @@ def test_damaged_and_unborn_runs_are_rows_like_others(copies: Path, run_here: Ru
 
 
 def test_a_run_at_work_is_running_and_is_not_disturbed(copies: Path, run_here: RunHere) -> None:
+    shutil.copytree(copies / "at-work", copies / "read")
     (copies / "at-work" / "finished.json").unlink()
+    reader = lock(copies / "read")  # a rerun reads a finished run under this lock
+    assert listed(run_here)["read"]["status"] == "finished"
+    os.close(reader)
+    shutil.rmtree(copies / "read")
     descriptor = lock(copies / "at-work")
     try:
         assert list(listed(run_here, "--status", "running")) == ["at-work"]
@@ -209,7 +215,7 @@ def test_runs_are_filtered_and_sorted(copies: Path, tmp_path: Path, run_here: Ru
     assert by_validation[-2:] == ["cut", "good"]
     assert listed(run_here, "--experiment", "mixup") == {}
     none = run_here("research", "runs", "--experiment", "mixup").stdout
-    assert none == "None of 5 runs is as asked. There are runs of mnist_cnn.\n"
+    assert none == "No run matches; there are 5 runs, of mnist_cnn.\n"
     assert list(listed(run_here, copies / "gone")) == ["gone"]
 
 
@@ -223,6 +229,43 @@ def test_without_recorded_defaults_an_experiments_own_options_are_shown(
     more = found["good"]["changed"].keys() - found["gone"]["changed"].keys()
     assert more == {"dropout"}
     assert found["good"]["began"] is not None
+
+
+def test_odd_fields_of_an_optional_file_are_ignored(copies: Path, run_here: RunHere) -> None:
+    before = listed(run_here)
+    for name, fields in (
+        ("good", {"defaults": None, "began": 5, "command": 5}),
+        ("gone", {"defaults": [], "began": "long ago", "command": [None], "working_directory": 1}),
+    ):
+        path = copies / name / "environment.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    found = listed(run_here)
+    assert {each["status"] for each in found.values()} == {"finished"}
+    assert found["good"]["test"] == before["good"]["test"]
+    assert found["good"]["began"] is not None
+
+
+def test_a_run_without_newer_options_is_a_row(copies: Path, run_here: RunHere) -> None:
+    path = copies / "good" / "config.json"
+    config = read_sealed_json(path)
+    write_sealed_json(path, {k: v for k, v in config.items() if k not in ("select_by", "at_step")})
+    (copies / "gone" / "finished.json").unlink()
+    write_sealed_json(copies / "gone" / "finished.json", {"step": 24})
+    found = listed(run_here)
+    assert (found["good"]["status"], found["good"]["validation"]["step"] > 0) == ("finished", True)
+    assert found["gone"]["reason"] == "finished.json can't be read (it has no files)"
+    assert run_here("research", "runs").status == 0
+
+
+def test_each_run_is_one_row_behind_links_and_by_any_spelling(
+    copies: Path, tmp_path: Path, run_here: RunHere
+) -> None:
+    (copies / "good").rename(tmp_path / "elsewhere")
+    (copies / "moved").symlink_to(tmp_path / "elsewhere")
+    (copies / "loop").symlink_to(tmp_path / "runs")
+    words = ("research", "runs", "runs", copies, "mnist_cnn", "--json")
+    names = [Path(each["run"]).name for each in json.loads(run_here(*words).stdout)["runs"]]
+    assert sorted(names) == ["at-work", "cut", "edited", "gone", "moved"]
 
 
 def test_without_runs_it_says_how_to_make_one(run_here: RunHere) -> None:
