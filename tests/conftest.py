@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import runpy
 import stat
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from research.data.dataset import Dataset, Split
 from research.network.mnist_cnn import MnistCNN
 from research.processor import onednn_aborts
 from research.recording.run import Run, begin
-from research.recording.run_directory import lock_directory
+from research.recording.run_directory import code_sha256, lock_directory, read_code
 from research.recording.start import find_start
 from research.training.optimizer import Adadelta
 from research.training.state import State
@@ -82,6 +84,16 @@ def make_state(
         seed=seed,
         **options,
     )
+
+
+def edit_library(run: Path, name: str, edit: Callable[[str], str]) -> None:
+    """Makes a run one with another library, as if it had been so from the start."""
+    code = {k: v for k, v in read_code(run).items() if k.startswith("research/")}
+    with zipfile.ZipFile(run / "library.zip", "w") as file:
+        for each, content in code.items():
+            file.writestr(each, edit(content.decode()) if each == name else content)
+    about = json.loads((run / "environment.json").read_text()) | {"code": code_sha256(run)}
+    (run / "environment.json").write_text(json.dumps(about))
 
 
 @contextlib.contextmanager

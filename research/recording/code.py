@@ -16,7 +16,7 @@ import research
 
 PACKAGE = Path(research.__file__).parent
 # The parts of the library that no training imports.
-NOT_TRAINED_WITH = ("tools", "comparing", "study.py", "__main__.py")
+_NOT_TRAINED_WITH = ("tools", "comparing", "study.py", "verbs.py", "__main__.py")
 # What is no part of an experiment, wherever that stands: this package, and Python itself.
 APART = [PACKAGE, Path(sysconfig.get_paths()["stdlib"]).resolve()]
 
@@ -57,19 +57,25 @@ def copy_code(experiment: Path, folder: Path) -> None:
         shutil.copyfile(path, target)
 
 
+def trained_with(name: str) -> bool:
+    """Whether trainings import a file of the library, by its path such as ``research/loop.py``."""
+    package, _, inside = name.partition("/")
+    return package == PACKAGE.name and inside.split("/")[0] not in _NOT_TRAINED_WITH
+
+
 def library_sha256(root: Path) -> str:
     """The SHA-256 of the library's files that trainings import."""
     digest, package = hashlib.sha256(), root / "research"
     for path in sorted(package.rglob("*.py")):
-        name = path.relative_to(package)
-        if name.parts[0] not in NOT_TRAINED_WITH:
+        if trained_with(path.relative_to(root).as_posix()):
             content = path.read_bytes()
-            digest.update(f"{name.as_posix()} {len(content)}\n".encode() + content)
+            name = path.relative_to(package).as_posix()
+            digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()
 
 
 def difference(pairs: Iterable[tuple[Path, Path]], context: int = 3) -> list[str]:
-    """The lines of a unified diff of files, with so many lines of context.
+    """The lines of a unified diff of files.
 
     Args:
         pairs: what is compared; a file that is missing has no lines.
@@ -78,18 +84,28 @@ def difference(pairs: Iterable[tuple[Path, Path]], context: int = 3) -> list[str
     return [
         line
         for before, after in pairs
-        for line in difflib.unified_diff(
-            *(_lines(before), _lines(after), before.name, after.name), n=context
-        )
+        for line in unified((before.name, _content(before)), (after.name, _content(after)), context)
     ]
 
 
-def _lines(file: Path) -> list[str]:
-    """The lines of a file, each with its end; none if it is missing."""
-    if not file.is_file():
-        return []
-    lines = file.read_text(errors="replace").splitlines()
-    return [f"{line}\n" for line in lines]
+def unified(before: tuple[str, bytes], after: tuple[str, bytes], context: int = 3) -> list[str]:
+    """The lines of a unified diff of two files, given by name and content; none if they are equal.
+
+    Line ends count, and bytes that are not UTF-8 are shown as escapes.
+    """
+    texts = _lines(before[1]), _lines(after[1])
+    return list(difflib.unified_diff(*texts, before[0], after[0], n=context))
+
+
+def _content(file: Path) -> bytes:
+    return file.read_bytes() if file.is_file() else b""
+
+
+def _lines(content: bytes) -> list[str]:
+    """The lines of a text, each with its end."""
+    *lines, last = content.decode(errors="backslashreplace").split("\n")
+    cut = [f"{last}\n\\ No newline at end of file\n"] if last else []
+    return [f"{line}\n" for line in lines] + cut
 
 
 def copy_library(path: Path) -> None:

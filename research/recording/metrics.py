@@ -19,6 +19,8 @@ NAME = "metrics.jsonl"
 SPLITS = TRAIN, VALIDATION = "train", "validation"
 # A line of the file: ``split``, ``step``, ``seconds``, and the measured values by name.
 Line = Mapping[str, Any]
+# What a line is about: its split; the steps after one (of a validation: at one), up to another.
+Steps = tuple[str, int, int]
 # Two runs with the same results differ in these.
 _TIMES = re.compile("seconds|speed/.*|time/.*")
 
@@ -107,8 +109,8 @@ def common_lines(one: Sequence[Line], other: Sequence[Line]) -> list[tuple[Line,
     A line on training has means over the steps since the line before. With another ``--log-every``
     they are means over other steps, and such lines are left out.
     """
-    there = _by_steps(other)
-    return [(line, there[steps]) for steps, line in _by_steps(one).items() if steps in there]
+    there = by_steps(other)
+    return [(line, there[steps]) for steps, line in by_steps(one).items() if steps in there]
 
 
 def first_difference(one: Sequence[Line], other: Sequence[Line]) -> Difference | None:
@@ -126,8 +128,8 @@ def first_difference(one: Sequence[Line], other: Sequence[Line]) -> Difference |
     return None
 
 
-def _by_steps(lines: Sequence[Line]) -> dict[tuple[str, int, int], Line]:
-    """The lines by their split, and by the steps that they are about: after one, up to another."""
+def by_steps(lines: Sequence[Line]) -> dict[Steps, Line]:
+    """The lines by their split and the steps that they are about."""
     found, trained = {}, 0
     for line in lines:
         split, step = line["split"], line["step"]

@@ -21,8 +21,6 @@ from research.errors import InputError, StorageError, one_line
 from research.files import open_regular, sha256, storage_errors, sync, write_json, write_sealed_json
 from research.recording.code import copy_code, copy_library
 
-# The folder in a run directory that holds the experiment's code.
-CODE = "code"
 # What a run leaves that has finished, or became non-finite. A resumed run removes both first.
 FINISHED, NON_FINITE = "finished.json", "non_finite.json"
 # The folder and the file in a run directory that hold the experiment's code and the library's.

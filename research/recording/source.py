@@ -109,40 +109,6 @@ def uncommitted_changes(source: Path) -> bytes:
     return b"".join(left_out + patches)
 
 
-def files_at(root: Path, commit: str, patch: bytes) -> dict[str, str]:
-    """The files of a repository as a commit and a patch leave them: git's digests by name.
-
-    Files that the patch leaves out, or whose names it quotes, count as committed.
-
-    Args:
-        root: the repository's folder.
-        commit: one of its commits.
-        patch: from ``uncommitted_changes``.
-
-    Raises:
-        OSError, subprocess.SubprocessError: if git fails, for one because it has no such commit.
-    """
-    files = {name: about.digest for name, about in _files_of(root, commit).items()}
-    for part in re.split(rb"^(?=diff --git )", patch, flags=re.MULTILINE)[1:]:
-        named = re.match(rb"diff --git a/(\S+) b/", part)
-        index = re.search(rb"^index \w+\.\.(\w+)", part, re.MULTILINE)
-        if named and index and set(index[1]) == {ord("0")}:
-            files.pop(named[1], None)
-        elif named and index:
-            files[named[1]] = index[1].decode()
-        elif named and b"\nnew file mode " in part:
-            content = b"\n".join(line[1:] for line in part.split(b"\n") if line[:1] == b"+")
-            content = content.partition(b"\n")[2]  # without the new file's name
-            ends = content and b"\n\\ No newline at end of file\n" not in part
-            files[named[1]] = digest_of(content + b"\n" if ends else content)
-    return {os.fsdecode(name): digest for name, digest in files.items()}
-
-
-def digest_of(content: bytes) -> str:
-    """Git's digest of a file with this content."""
-    return hashlib.sha1(b"blob %d\0%s" % (len(content), content)).hexdigest()
-
-
 def commit_of(source: Path) -> str | None:
     """The commit that is checked out in the repository of a file, or None."""
     try:

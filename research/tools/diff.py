@@ -9,11 +9,11 @@ from typing import Any
 
 from research.errors import InputError
 from research.printable import counted, printable
-from research.recording.code import difference
+from research.recording.code import unified
 from research.recording.metrics import NAME as METRICS
 from research.recording.summary import Summary, summarize
 from research.screen import Screen
-from research.tools.diff_facts import Pairs, code_files, compared
+from research.tools.diff_facts import Pairs, code_files, compared, library_files
 from research.verbs import Diff
 
 from rich.table import Table
@@ -31,7 +31,7 @@ def run(asked: Diff, screen: Screen) -> None:
     """
     one, other = _summary(asked.one), _summary(asked.other)
     found = compared(one, other)
-    code = "".join(difference(code_files(one, other))) if asked.code else ""
+    code = _difference_of_code(one, other) if asked.code else ""
     if asked.json:
         print(json.dumps(found | ({"difference_of_code": code} if asked.code else {}), indent=2))
         return
@@ -45,13 +45,17 @@ def run(asked: Diff, screen: Screen) -> None:
     if found["different"]:
         screen.console.print(difference_table(found["different"]))
     if asked.code:
-        screen.say("\n".join(map(printable, code.splitlines())) or "The code is the same.")
+        said = "\n".join(map(printable, code.removesuffix("\n").split("\n")))
+        if not code:
+            known = {"code", "library"} <= set(found["same"])
+            said = "The code is the same." if known else "No difference of code is known."
+        screen.say(said)
     if found["figures"]:
         screen.console.print(figure_table(found["figures"], found["other_examples"]))
     screen.say(metrics_in_words(found["metrics"]))
     if (of := found["weights"]["of"]) is not None:
-        bits = "the same bits" if found["weights"]["same"] else "other bits"
-        screen.say(f"The weights in {of} have {bits}.")
+        bits = "are the same, bit for bit" if found["weights"]["same"] else "differ"
+        screen.say(f"The weights in {of} {bits}.")
 
 
 def _summary(path: Path) -> Summary:
@@ -61,18 +65,24 @@ def _summary(path: Path) -> Summary:
     return found
 
 
+def _difference_of_code(one: Summary, other: Summary) -> str:
+    """The unified diff of the code that trainings import, as far as both runs keep it."""
+    files = [*(code_files(one, other) or []), *(library_files(one, other) or [])]
+    return "".join(line for pair in files for line in unified(*pair))
+
+
 def difference_table(different: Mapping[str, Pairs]) -> Table:
     """The subjects that differ, and the values of both runs."""
     table = Table(title="Different", title_justify="left", padding=0)
-    for heading in ("", "", "A", "B"):
+    for heading in ("subject", "value", "A", "B"):
         table.add_column(heading, overflow="fold")
     for subject, pairs in different.items():
         for number, (name, values) in enumerate(pairs.items()):
             cells = ["" if number else subject, name, *map(_shown, values)]
             if subject == "options":
                 cells[1] = f"--{name.replace('_', '-')}"
-            elif subject == "code":
-                cells[2:] = [f"{counted(lines, 'line')} of its own" for lines in values]
+            elif all(type(value) is int for value in values) and subject in ("code", "library"):
+                cells[2:] = [f"{counted(lines, 'line')} only here" for lines in values]
             table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
 
@@ -112,6 +122,8 @@ def metrics_in_words(found: Mapping[str, Any]) -> str:
     if not common:
         return f"{METRICS}: no lines about the same steps ({lines[0]} in A, {lines[1]} in B)"
     rest = "" if lines == [common] * 2 else f"; A has {lines[0]} lines, B has {lines[1]}"
+    for name, measured in zip("AB", found["measured_by_one"], strict=True):
+        rest += f"; only {name} measures {printable(', '.join(measured))}" if measured else ""
     if (first := found["first_difference"]) is None:
         return f"{METRICS}: all {counted(common, 'common line')} are the same{rest}"
     one, other = (f"{value:.4f}" for value in first["values"])

@@ -8,35 +8,36 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from research.comparing.checkout import PROJECT
 from research.comparing.evidence import weights_sha256
-from research.files import open_regular, read_json
-from research.recording.code import NOT_TRAINED_WITH, difference
+from research.files import as_object, open_regular, read_object
+from research.recording.code import trained_with, unified
 from research.recording.environment import different_values
 from research.recording.metrics import NAME as METRICS
 from research.recording.metrics import Line, common_lines, first_difference, parsed
-from research.recording.run_directory import CODE
-from research.recording.source import files_at
+from research.recording.run_directory import CODE, read_code
 from research.recording.summary import Summary
+from research.tools.rerun_results import checkpoints, variables_sha256
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 Pairs = dict[str, list[Any]]
+# The files of the one and of the other run, by name and content; a missing one is empty.
+Files = list[tuple[tuple[str, bytes], tuple[str, bytes]]]
 
 SPLITS = ("validation", "test")
 # What environment.json says, by the word for it.
 ENVIRONMENT = {
     "versions": ("python", "packages"),
-    "hardware": ("cpu", "cores", "devices"),
+    "hardware": ("cpu", "extensions", "cores", "devices"),
     "threads": ("threads",),
     "flags": ("flags",),
 }
+# Earlier versions have not recorded it.
+OPTIONAL = "extensions"
 
 
 def compared(one: Summary, other: Summary) -> dict[str, Any]:
@@ -44,25 +45,27 @@ def compared(one: Summary, other: Summary) -> dict[str, Any]:
 
     Returns:
         ``runs``: the path, experiment and status of each.
-        ``same``, ``unknown``: the subjects that are the same, and of which that is unknown.
-        ``different``: for each other subject, the pairs by name.
+        ``same``, ``unknown``: the subjects that are the same, and that can't be compared.
+        ``different``: for each other subject, the pairs by name. In code and library, the pair of a
+        file is the number of lines that only the one run has, and only the other.
         ``figures``: for each split, the pairs by name.
         ``other_examples``: the splits in which the runs were evaluated on different examples.
         ``metrics``: see ``compared_metrics``.
         ``weights``: see ``compared_weights``.
     """
     both = (one, other)
-    environments = [_read(each.run / "environment.json") for each in both]
+    environments = [read_object(each.run / "environment.json") for each in both]
+    files = code_files(one, other)
     subjects: dict[str, Pairs | None] = {
         "experiment": _pairs({"name": one.experiment}, {"name": other.experiment}),
         "options": _pairs(one.options, other.options),
-        "code": _code(one, other),
+        "code": None if files is None else _lines_apart(files),
         "library": _library(both, environments),
         "data": _pairs(*({"sha256": each.data} for each in both)),
     }
     for subject, parts in ENVIRONMENT.items():
         values = different_values(environments[0], environments[1], parts)
-        known = all(part in about for part in parts for about in environments)
+        known = all(part in about for part in parts if part != OPTIONAL for about in environments)
         subjects[subject] = {k: list(pair) for k, pair in values.items()} if known else None
     return {
         "runs": [
@@ -83,54 +86,53 @@ def compared(one: Summary, other: Summary) -> dict[str, Any]:
     }
 
 
-def code_files(one: Summary, other: Summary) -> list[tuple[Path, Path]]:
-    """The files of both experiments' code: the experiments themselves, then those they import."""
-    folders = [each.run / CODE for each in (one, other)]
+def code_files(one: Summary, other: Summary) -> Files | None:
+    """Both experiments' files, then what they import; None if an experiment's file is missing."""
+    ours, theirs = (
+        {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.py")}
+        for folder in (one.run / CODE, other.run / CODE)
+    )
     mains = [f"{each.experiment}.py" for each in (one, other)]
-    beside = {
-        str(path.relative_to(folder)) for folder in folders for path in folder.rglob("*.py")
-    } - {*mains}
-    names = [tuple(mains), *((name, name) for name in sorted(beside))]
-    return [(folders[0] / before, folders[1] / after) for before, after in names]
+    if mains[0] not in ours or mains[1] not in theirs:
+        return None
+    beside = sorted((ours.keys() | theirs.keys()) - {*mains})
+    return [
+        ((before, ours.get(before, b"")), (after, theirs.get(after, b"")))
+        for before, after in [tuple(mains), *zip(beside, beside, strict=True)]
+    ]
 
 
-def _code(one: Summary, other: Summary) -> Pairs:
+def library_files(one: Summary, other: Summary) -> Files | None:
+    """The files of both libraries that trainings import; None if a run keeps no library."""
+    try:
+        ours, theirs = (read_code(each.run) for each in (one, other))
+    except (OSError, ValueError):
+        return None
+    names = sorted(filter(trained_with, ours.keys() | theirs.keys()))
+    return [((name, ours.get(name, b"")), (name, theirs.get(name, b""))) for name in names]
+
+
+def _lines_apart(files: Files) -> Pairs:
     """Of each file that differs: how many lines only the one run has, and only the other."""
     found: Pairs = {}
-    for before, after in code_files(one, other):
-        if lines := difference([(before, after)], 0)[2:]:  # without the names of the files
-            found[after.name] = [sum(line[0] == sign for line in lines) for sign in "-+"]
+    for before, after in files:
+        if before[1] != after[1]:
+            lines = unified(before, after, 0)[2:]  # without the names of the files
+            found[after[0]] = [sum(line[0] == sign for line in lines) for sign in "-+"]
     return found
 
 
 def _library(both: tuple[Summary, Summary], environments: list[dict[str, Any]]) -> Pairs | None:
-    """Commits, digests and differing files of the library if it differs; None if it is unknown."""
-    digests = [about.get("library") for about in environments]
-    files = [_library_of(each.run, about) for each, about in zip(both, environments, strict=True)]
-    changed = {} if None in files else _pairs(*(each or {} for each in files))
-    if None in digests:
-        return None if None in files else changed
-    if digests[0] == digests[1]:
-        return {}
-    commits = [(about.get("git") or {}).get("commit") for about in environments]
-    found = {"digest": digests} | ({"commit": commits} if commits[0] != commits[1] else {})
-    return found | changed
-
-
-def _library_of(run: Path, environment: Mapping[str, Any]) -> dict[str, str] | None:
-    """The library's files that trainings import, by their digests, as far as git knows them."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, subprocess.SubprocessError):
-        commit, uncommitted = environment["git"]["commit"], environment["git"]["uncommitted"]
-        patch = (run / "uncommitted.diff").read_bytes() if uncommitted else b""
-        if commit is not None and not patch.startswith(b"# What is not committed is unknown"):
-            files = files_at(PROJECT, commit, patch)
-            package = [f"research/{name}" for name in NOT_TRAINED_WITH]
-            return {
-                name: digest
-                for name, digest in files.items()
-                if name.startswith("research/") and not name.startswith(tuple(package))
-            }
-    return None
+    """Commits and differing files of the library, or its digests; None if it is unknown."""
+    files = library_files(*both)
+    if files is None:  # as in runs of earlier versions
+        found = _pairs(*({"digest": about.get("library")} for about in environments))
+        if None in (about.get("library") for about in environments):
+            return None
+    else:
+        found = _lines_apart(files)
+    commits = [{"commit": as_object(about.get("git")).get("commit")} for about in environments]
+    return found and _pairs(*commits) | found
 
 
 def _examples(both: tuple[Summary, Summary], split: str) -> list[tuple[Any, ...]]:
@@ -197,28 +199,15 @@ def compared_weights(one: Path, other: Path) -> dict[str, Any]:
     h5 = [run / "mnist.h5" for run in (one, other)]
     with contextlib.suppress(OSError, ValueError, KeyError):
         return {"of": "mnist.h5", "same": weights_sha256(h5[0]) == weights_sha256(h5[1])}
-    names = [{path.name for path in (run / "checkpoints").glob("step-*")} for run in (one, other)]
-    for name in sorted(names[0] & names[1], reverse=True):
+    ours, theirs = checkpoints(one), checkpoints(other)
+    for step in sorted(ours.keys() & theirs.keys(), reverse=True):
         with contextlib.suppress(OSError, ValueError, KeyError, SafetensorError):
-            digests = [_arrays_sha256(run / "checkpoints" / name) for run in (one, other)]
-            return {"of": name, "same": digests[0] == digests[1]}
+            digests = [variables_sha256(each) for each in (ours[step], theirs[step])]
+            return {"of": ours[step].name, "same": digests[0] == digests[1]}
     return {"of": None, "same": None}
-
-
-def _arrays_sha256(checkpoint: Path) -> dict[str, str]:
-    with safe_open(checkpoint, "numpy") as file:
-        about = json.loads(file.metadata()["about"])
-    return {name: about["sha256"][name] for name in about["variables"]}
 
 
 def _pairs(one: Mapping[str, Any], other: Mapping[str, Any]) -> Pairs:
     """The values that differ."""
     names = {**one, **other}
     return {k: [one.get(k), other.get(k)] for k in names if one.get(k) != other.get(k)}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        found = read_json(path)
-        return found if isinstance(found, dict) else {}
-    return {}

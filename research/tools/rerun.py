@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import InputError, StorageError
-from research.files import read_json
-from research.printable import counted
+from research.files import read_object
 from research.recording.environment import differences
 from research.recording.run_directory import free_names, lock
 from research.screen import Screen
@@ -32,6 +31,7 @@ from research.tools.rerun_past import (
     foreseen,
     read_past,
     refuse_other_data,
+    relogged,
     since,
 )
 from research.tools.rerun_results import Verdict, checkpoints, compare, read_results
@@ -62,21 +62,22 @@ def run(asked: Rerun, screen: Screen) -> bool:
         words = arguments(past, again, asked.data)
         refuse_other_data(past, asked.data, say)
         then = read_results(past.run, past.end, past.until)
-        variables = environment_of(past)
-        for line in _announcement(past, again, variables):
-            say(line)
-        stop = StopRequest(say=False)
-        with stop:
-            status = _train(past, words, variables, again, stop, quiet=asked.json)
-        ended = _has_ended(past, again)
-        if stop.is_set() and not ended:
-            go_on = f"; go on, and compare: {_command(past, again)}" if again.exists() else ""
-            say(f"Stopped by {stop}{go_on}")
-            raise SystemExit(stop.exit_status)
-        if not ended:
-            _refuse_to_compare(past, again, status)
-        verdict = compare(then, read_results(again, past.end, past.until), past.end)
-        reasons = _reasons(past, again)
+    variables = environment_of(past)
+    for line in _announcement(past, again, variables):
+        say(line)
+    stop = StopRequest(say=False)
+    with stop:
+        status = _train(past, words, variables, again, stop, quiet=asked.json)
+    ended = _has_ended(past, again)
+    if stop.is_set() and not ended:
+        go_on = f"; go on, and compare: {_command(past, again)}" if again.exists() else ""
+        say(f"Stopped by {stop}{go_on}")
+        raise SystemExit(stop.exit_status)
+    if not ended:
+        _refuse_to_compare(past, again, status)
+    now = read_results(again, past.end, past.until)
+    verdict = compare(then, now, past.end, past.until, relogged(past))
+    reasons = _reasons(past, again)
     if not ended:
         verdict.different.append(f"it ended with exit status {status}")
     if asked.json:
@@ -89,7 +90,7 @@ def run(asked: Rerun, screen: Screen) -> bool:
 
 @contextlib.contextmanager
 def _locked(run: Path) -> Iterator[None]:
-    """Keeps a run as it is.
+    """Keeps a run as it is while it is read.
 
     Raises:
         InputError: if it is no directory, or another process is at work on it.
@@ -116,10 +117,12 @@ def _announcement(past: Past, again: Path, variables: Mapping[str, str]) -> Iter
     if edited := edited_library(past):
         more = "" if len(edited) <= _MOST_NAMED else ", ..."
         named = ", ".join(edited[:_MOST_NAMED]) + more
-        files = counted(len(edited), "file")
-        yield f"Today's library is another in {files} ({named}); this trains with that of then"
+        have = "has" if len(edited) == 1 else "have"
+        yield f"{named} {have} changed since; the rerun uses the run's own copy"
     if past.until is not None:
-        yield f"It was stopped; this one is stopped after its last checkpoint, of step {past.until}"
+        yield (
+            f"The run was stopped; the rerun stops at step {past.until}, the run's last checkpoint"
+        )
     if reasons := foreseen(past, variables):
         yield f"Perhaps not the same bits: {'; '.join(reasons)}"
     else:
@@ -152,7 +155,6 @@ def _train(
             stdout=subprocess.DEVNULL if quiet else None,
         )
         sent = False
-        sent = False
         while (status := _status(process, _SECONDS_BETWEEN_LOOKS)) is None:
             if stop.is_set() and not sent:
                 sent = True
@@ -182,12 +184,12 @@ def _refuse_to_compare(past: Past, again: Path, status: int) -> None:
     """Raises an error if a training has ended so early that there is nothing to compare."""
     if status == 2:
         raise InputError(f"{past.run}: it can't be done again here; the line above says why")
-    if not again.exists():
+    if not again.exists() and 0 < status <= 128:
         raise StorageError(f"{past.run}: its code fails here before it trains; see above")
     if status < 0 or status > 128:
+        how = f"go on: {_command(past, again)}" if again.exists() else "give the command again"
         raise StorageError(
-            f"{again}: the training was killed (status {status}), for want of memory perhaps; go "
-            f"on: {_command(past, again)}"
+            f"{again}: the training was killed (status {status}), for want of memory perhaps; {how}"
         )
 
 
@@ -197,9 +199,11 @@ def _command(past: Past, again: Path) -> str:
 
 def _reasons(past: Past, again: Path) -> list[str]:
     """What differs by the records of both runs and may change bits, one phrase for each."""
-    if not past.environment:
+    before, now = dict(past.environment), read_object(again / "environment.json")
+    if not before:
         return foreseen(past, os.environ)
-    before, now = dict(past.environment), dict(read_json(again / "environment.json"))
+    if not now:
+        return [f"{again / 'environment.json'} can't be read", *since(past)]
     # The code is the same, wherever it lies.
     before.pop("git", None)
     now.pop("git", None)

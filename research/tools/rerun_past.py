@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
@@ -11,15 +12,14 @@ from typing import Any
 from research.data.formats import read_dataset
 from research.data.mnist import load_mnist
 from research.errors import InputError, one_line
-from research.files import read_json, read_sealed_json, sha256
+from research.files import as_object, read_object, read_sealed_json, sha256
 from research.printable import printable
-from research.recording.code import PACKAGE
+from research.recording.code import PACKAGE, trained_with
 from research.recording.environment import cores, describe_system, differences, flags
 from research.recording.run_directory import CODE, LIBRARY, code_sha256, read_code
-from research.tools.rerun_results import End, checkpoints
+from research.recording.summary import IDENTITY
+from research.tools.rerun_results import ENDS, End, checkpoints
 
-# What config.json holds beside options.
-_ABOUT = ("experiment", "run", "data_sha256")
 # These options decide no bit; a rerun chooses its own, or needs others.
 _FREE = ("run_dir", "data", "profile", "fork", "checkpoint_every", "keep_checkpoints")
 
@@ -69,15 +69,12 @@ def read_past(run: Path) -> Past:
             f"{run}: not a run directory, its config.json can't be read ({one_line(error)[:100]}); "
             "name a directory under runs/"
         ) from error
-    try:
-        environment = dict(read_json(run / "environment.json"))
-    except (OSError, ValueError, TypeError):
-        environment = {}
+    environment = read_object(run / "environment.json")
     try:
         code = read_code(run)
         code[file]  # it names the experiment
     except FileNotFoundError as error:
-        commit = _dictionary(environment.get("git")).get("commit")
+        commit = as_object(environment.get("git")).get("commit")
         raise InputError(
             f"{run}: it keeps no {LIBRARY}, the library of then, as runs of earlier versions do; "
             f"repeat command.txt in a checkout of commit {commit}"
@@ -88,7 +85,7 @@ def read_past(run: Path) -> Past:
         ) from error
     step = max(checkpoints(run), default=0)
     past = Past(run, config, environment, code, end_of(run), step)
-    if past.until is not None and step <= (config["at_step"] or 0):
+    if past.until is not None and step <= (config.get("at_step") or 0):
         raise InputError(
             f"{run}: it has no checkpoint beyond its start, and so nothing to compare; --resume it "
             "first"
@@ -98,16 +95,10 @@ def read_past(run: Path) -> Past:
 
 def end_of(run: Path) -> End:
     """How a run has ended; "stopped" also if there is none."""
-    ends: tuple[tuple[str, End], ...] = (
-        ("finished.json", "finished"),
-        ("non_finite.json", "non-finite"),
-    )
-    for name, end in ends:
-        try:
+    for end, name in ENDS.items():
+        with contextlib.suppress(OSError, ValueError):
             read_sealed_json(run / name)
             return end
-        except (OSError, ValueError):
-            pass
     return "stopped"
 
 
@@ -123,7 +114,7 @@ def arguments(past: Past, again: Path, data: Path | None) -> list[str]:
         InputError: if ``again`` is something else, or the checkpoint is gone that a fork went on
             from.
     """
-    options = {name: value for name, value in past.config.items() if name not in _ABOUT}
+    options = {name: value for name, value in past.config.items() if name not in IDENTITY}
     if data is not None:
         options["data"] = str(data)
     if os.path.lexists(again):
@@ -212,7 +203,7 @@ def environment_of(past: Past) -> dict[str, str]:
     """The variables of this process, with those of the run that decide how TensorFlow computes."""
     if "flags" not in past.environment:
         return dict(os.environ)
-    recorded = _dictionary(past.environment["flags"])
+    recorded = as_object(past.environment["flags"])
     theirs = flags({name: str(value) for name, value in recorded.items()})
     others = os.environ.keys() - flags(os.environ).keys()
     if "KERAS_HOME" in os.environ:  # where the data are today
@@ -245,14 +236,13 @@ def foreseen(past: Past, variables: Mapping[str, str]) -> list[str]:
 def since(past: Past) -> list[str]:
     """What has happened since to a run, its code and the files that it names, in phrases."""
     found, code = [], code_sha256(past.run)
-    recorded = _dictionary(past.environment.get("code"))
+    recorded = as_object(past.environment.get("code"))
     edited = sorted(name for name in code | recorded if code.get(name) != recorded.get(name))
     found += [f"{past.run / name} has been edited" for name in edited]
-    for name, digest in _dictionary(past.environment.get("files")).items():
-        if not os.path.isfile(name) or sha256(Path(name)) != digest:
+    for name, digest in as_object(past.environment.get("files")).items():
+        if _sha256(Path(name)) != digest:
             found.append(f"{name} is not what it was")
-    resumed = past.environment.get("resumed")
-    for each in map(_dictionary, resumed if isinstance(resumed, list) else []):
+    for each in _resumptions(past):
         if each.get("differences"):
             what = "; ".join(map(str, each["differences"]))
             found.append(
@@ -261,10 +251,34 @@ def since(past: Past) -> list[str]:
     return [printable(line) for line in found]
 
 
+def _sha256(path: Path) -> str | None:
+    with contextlib.suppress(OSError):
+        return sha256(path)
+    return None
+
+
+def _resumptions(past: Past) -> list[dict[str, Any]]:
+    resumed = past.environment.get("resumed")
+    return [as_object(each) for each in resumed] if isinstance(resumed, list) else []
+
+
+def relogged(past: Past) -> int:
+    """The last step after which a run was resumed with options that decide which lines it logs.
+
+    A rerun has these options from its start, and so may have other lines up to there; -1 without.
+    """
+    steps = [-1]
+    for each in _resumptions(past):
+        command, step = each.get("command"), each.get("step")
+        words = [str(word).partition("=")[0] for word in command] if type(command) is list else []
+        if type(step) is int and {"--log-every", "--epochs"} & {w.replace("_", "-") for w in words}:
+            steps.append(step)
+    return max(steps)
+
+
 def edited_library(past: Past) -> list[str]:
     """The library's files that are others today than the run keeps, if trainings use them."""
-    apart = tuple(f"{name}/" for name in (CODE, "research/tools", "research/comparing"))
-    kept = {name: each for name, each in past.code.items() if not name.startswith(apart)}
+    kept = {name: content for name, content in past.code.items() if trained_with(name)}
     return sorted(name for name, content in kept.items() if _today(name) != content)
 
 
@@ -273,8 +287,3 @@ def _today(name: str) -> bytes | None:
         return (PACKAGE.parent / name).read_bytes()
     except OSError:
         return None
-
-
-def _dictionary(value: Any) -> dict[str, Any]:
-    """A value from a file that users can edit, if it is a dictionary."""
-    return value if isinstance(value, dict) else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,16 +13,28 @@ from research.errors import InputError, one_line
 from research.files import read_json, read_regular, read_sealed_json, sha256
 from research.printable import counted, printable
 from research.recording.metrics import NAME as METRICS
-from research.recording.metrics import Difference, Line, common_lines, first_difference
+from research.recording.metrics import (
+    VALIDATION,
+    Difference,
+    Line,
+    Steps,
+    by_steps,
+    first_difference,
+    parsed,
+    without_times,
+)
+from research.recording.run_directory import FINISHED, NON_FINITE
 
 from safetensors import safe_open
 
 End = Literal["finished", "non-finite", "stopped"]
 _LARGEST_METRICS = 1 << 30
+# The file that says how a run has ended, by its end; a run that was stopped has none.
+ENDS: dict[End, str] = {"finished": FINISHED, "non-finite": NON_FINITE}
 # The files that hold results, by how the run ended.
 _LEFT_BY: dict[End, tuple[str, ...]] = {
     "finished": ("mnist.h5", "evaluation.json"),
-    "non-finite": ("non_finite.json",),
+    "non-finite": (NON_FINITE,),
     "stopped": (),
 }
 
@@ -64,11 +76,9 @@ def read_results(run: Path, end: End, until: int | None) -> Results:
         InputError: if they are damaged.
     """
     try:
-        content = read_regular(run / METRICS, _LARGEST_METRICS)
-        lines = [json.loads(line) for line in content.splitlines()]
         return Results(
-            lines=[line for line in lines if until is None or line["step"] <= until],
-            states={step: _state(path) for step, path in checkpoints(run).items()},
+            lines=_lines(run / METRICS, until),
+            states={step: variables_sha256(path) for step, path in checkpoints(run).items()},
             files=dict(_files(run, end)),
         )
     except Exception as error:  # a damaged checkpoint leads to errors of many types
@@ -84,17 +94,36 @@ def checkpoints(run: Path) -> dict[int, Path]:
     return {int(step): path for step, path in steps if step.isdecimal()}
 
 
-def _state(path: Path) -> dict[str, str]:
-    with safe_open(path, "numpy") as file:
+def _lines(path: Path, until: int | None) -> list[Line]:
+    """The lines of metrics.jsonl, up to a step.
+
+    Raises:
+        OSError: if it can't be read.
+        ValueError: if a line is damaged. A kill may have cut the last line of a stopped run.
+    """
+    lines = [parsed(line) for line in read_regular(path, _LARGEST_METRICS).splitlines()]
+    while until is not None and lines and lines[-1] is None:
+        lines.pop()
+    if None in lines:
+        raise ValueError(f"line {lines.index(None) + 1} of {path.name} is damaged")
+    return [line for line in lines if line and (until is None or line["step"] <= until)]
+
+
+def variables_sha256(checkpoint: Path) -> dict[str, str]:
+    """The SHA-256 of each variable in a checkpoint, by name, as its header says.
+
+    Raises:
+        OSError, KeyError, ValueError, SafetensorError: if the checkpoint is damaged.
+    """
+    with safe_open(checkpoint, "numpy") as file:
         about = json.loads(file.metadata()["about"])
     return {name: about["sha256"][name] for name in about["variables"]}
 
 
 def _files(run: Path, end: End) -> Iterator[tuple[str, Any]]:
-    there = [
-        name for name in _LEFT_BY[end] if os.path.lexists(run / name)
-    ]  # the user may have deleted one
-    for name in there:
+    for name in _LEFT_BY[end]:
+        if not os.path.lexists(run / name):
+            continue  # the user may have deleted it
         if name == "mnist.h5":
             yield name, sha256(run / name)
         elif name == "evaluation.json":
@@ -103,17 +132,41 @@ def _files(run: Path, end: End) -> Iterator[tuple[str, Any]]:
             yield name, read_sealed_json(run / name)["reason"]
 
 
-def compare(then: Results, now: Results, end: End) -> Verdict:
-    """Compares what a run has left with what its rerun has left; ``end`` is how the run ended."""
+def compare(
+    then: Results, now: Results, end: End, until: int | None = None, relogged: int = -1
+) -> Verdict:
+    """Compares what a run has left with what its rerun has left.
+
+    Args:
+        then, now: the results of the run and of its rerun.
+        end: how the run ended.
+        until: the step after which the rerun was stopped, if the run was. Either may have been
+            stopped before the validation after that step.
+        relogged: the step after which the run was resumed with options that change which lines
+            there are. Lines up to there that only one of them has are no difference.
+    """
     same, different = [], []
-    common = len(common_lines(then.lines, now.lines))
+    ours, theirs = by_steps(then.lines), by_steps(now.lines)
     first = first_difference(then.lines, now.lines)
     if first is not None:
         was, is_now = first.values
         value = f"{first.split} {printable(first.name)} at step {first.step}"
         different.append(f"{value} is {is_now}, and was {was}")
-    else:
-        of = "" if common == len(then.lines) else f" of {len(then.lines)}"
+
+    def may_miss(steps: Steps) -> bool:
+        return steps[1] <= relogged or steps == (VALIDATION, until, until)
+
+    for one, other, whose in ((ours, theirs, "run"), (theirs, ours, "rerun")):
+        missing = [steps for steps in one if steps not in other and not may_miss(steps)]
+        if missing:
+            where = f"the first is {missing[0][0]} at step {missing[0][2]}"
+            lines = counted(len(missing), "line")
+            different.append(f"{lines} of metrics only in the {whose} ({where})")
+        if names := _only_measured_by(one, other):
+            different.append(f"{printable(', '.join(names))} measured only by the {whose}")
+    if not different:
+        common = len(ours.keys() & theirs.keys())
+        of = "" if common == len(ours) else f" of {len(ours)}"
         same.append(f"{common}{of} lines of metrics")
     steps = sorted(then.states.keys() & now.states.keys())
     for step in [step for step in steps if then.states[step] != now.states[step]][:1]:
@@ -128,6 +181,12 @@ def compare(then: Results, now: Results, end: End) -> Verdict:
     for name, content in then.files.items():
         (same if now.files.get(name) == content else different).append(name)
     return Verdict(same, different, first)
+
+
+def _only_measured_by(one: dict[Steps, Line], other: dict[Steps, Line]) -> Sequence[str]:
+    """The values that, in lines about the same steps, only the one run measures."""
+    common = one.keys() & other.keys()
+    return sorted({name for k in common for name in without_times(one[k]).keys() - other[k].keys()})
 
 
 def _others(then: dict[str, str], now: dict[str, str]) -> int:

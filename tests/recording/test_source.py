@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from research.recording import source as source_module
-from research.recording.source import commit_of, files_at, uncommitted_changes
+from research.recording.source import uncommitted_changes
 
 import pytest
 
@@ -339,20 +339,3 @@ def test_it_works_in_a_working_directory_that_is_gone(
     (tmp_path / "gone").rmdir()
     assert b"+2\n" in uncommitted_changes(source / "a.py")
     assert uncommitted_changes(Path("a.py")).startswith(b"# What is not committed is unknown")
-
-
-def test_a_commit_and_a_patch_tell_every_file(tmp_path: Path) -> None:
-    names = ("research/seeds.py", "research/deep/er.py", "deleted.py", "run.sh")
-    folder = repository(tmp_path / "source", {name: COMMITTED[name] for name in names})
-    commit = commit_of(folder / "run.sh")
-    assert commit is not None
-    (folder / "deleted.py").unlink()
-    new = {"new.py": b"a\r\n+b\n", "no_end.py": b"a\n\nb", "empty.py": b"", "run.sh": b"false\n"}
-    write(folder, new)
-    patch = uncommitted_changes(folder / "run.sh")
-    found = files_at(folder, commit, patch)
-    git("add", "-A", cwd=folder)
-    git("commit", "-qm", "all", cwd=folder)
-    now = commit_of(folder / "run.sh")
-    assert now is not None
-    assert files_at(folder, now, b"") == found

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ from typing import Any
 from research.config import config_as_json, parse
 from research.files import read_sealed_json, write_sealed_json
 from research.network.mnist_cnn import Config
-from research.recording.run_directory import code_sha256, lock, read_code
+from research.recording.run_directory import lock, read_code
 from research.tools.rerun_past import Past, arguments
 
 import pytest
-from conftest import EXPERIMENTS, RunHere, contents, run_python
+from conftest import EXPERIMENTS, RunHere, contents, edit_library, run_python
 
 SAME = "Every bit is the same: "
 
@@ -43,21 +42,13 @@ def change_config(run: Path, **fields: Any) -> None:
     write_sealed_json(run / "config.json", config | fields)
 
 
-def edit_library(run: Path, name: str, edit: Callable[[str], str]) -> None:
-    """Makes a run one with another library, as if it had been so from the start."""
-    code = {k: v for k, v in read_code(run).items() if k.startswith("research/")}
-    with zipfile.ZipFile(run / "library.zip", "w") as file:
-        for each, content in code.items():
-            file.writestr(each, edit(content.decode()) if each == name else content)
-    change(run / "environment.json", code=code_sha256(run))
-
-
 def test_a_run_is_done_again_in_the_library_of_then(run: Path, run_here: RunHere) -> None:
-    edit_library(run, "research/loop.py", lambda text: f"{text}# as it was\n")
+    for name in ("research/loop.py", "research/verbs.py"):  # no training imports the latter
+        edit_library(run, name, lambda text: f"{text}# as it was\n")
     before = contents(run)
     result = run_here("research", "rerun", "a run", "--run-dir", "again")
     assert (result.status, result.stderr) == (0, "")
-    assert "another in 1 file (research/loop.py); this trains with that of then" in result.stdout
+    assert "\nresearch/loop.py has changed since; the rerun uses the run's own" in result.stdout
     last = result.stdout.splitlines()[-1]
     assert last.startswith(f"{SAME}9 lines of metrics, all 26 variables after step 24")
     assert last.endswith("mnist.h5, evaluation.json")
@@ -89,6 +80,77 @@ def test_another_bit_is_found_and_explained(run: Path, run_here: RunHere) -> Non
     assert found["first_difference"]["values"] == [was, 0.25]
     assert found["equal"][1:] == ["mnist.h5", "evaluation.json"]
     assert any(reason.endswith("is now 2.7") for reason in found["reasons"])
+
+    (again / "environment.json").write_text("[]")
+    result = run_here(*words)
+    assert result.status == 1
+    assert "Perhaps because again/environment.json can't be read" in result.stdout
+
+
+def without_first_line(lines: list[dict[str, Any]]) -> None:
+    del lines[0]
+
+
+def without_accuracy(lines: list[dict[str, Any]]) -> None:
+    for line in lines[::2]:
+        del line["accuracy"]
+
+
+def with_another_figure(lines: list[dict[str, Any]]) -> None:
+    lines[2]["extra"] = 1.0
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (without_first_line, "2 lines of metrics only in the run (the first is train at step 4)"),
+        (without_accuracy, "accuracy measured only by the run; the same:"),
+        (with_another_figure, "extra measured only by the rerun; the same:"),
+    ],
+)
+def test_results_that_are_missing_are_different(
+    edit: Callable[[list[dict[str, Any]]], None], told: str, run: Path, run_here: RunHere
+) -> None:
+    again = shutil.copytree(run, run.with_name("again"))
+    lines = [json.loads(line) for line in (again / "metrics.jsonl").read_text().splitlines()]
+    edit(lines)
+    (again / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    result = run_here("research", "rerun", run.name, "--run-dir", "again")
+    assert result.status == 1
+    assert told in result.stdout
+
+
+def test_lines_before_a_resumption_with_another_log_every_may_be_others(
+    run: Path, run_here: RunHere
+) -> None:
+    again = shutil.copytree(run, run.with_name("again"))
+    lines = (again / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (again / "metrics.jsonl").write_text("".join(lines[1:]))
+    resumed = {"command": ["python", "x.py", "--resume", "run", "--log-every=4"], "step": 4}
+    change(run / "environment.json", resumed=[resumed])
+    result = run_here("research", "rerun", run.name, "--run-dir", "again")
+    assert result.status == 0
+    assert f"{SAME}7 of 9 lines of metrics" in result.stdout
+
+
+def test_a_line_that_the_kill_of_a_run_has_cut_is_left_out(run: Path, run_here: RunHere) -> None:
+    again = shutil.copytree(run, run.with_name("again"))
+    (run / "finished.json").unlink()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"split": "train", "st')
+    result = run_here("research", "rerun", run.name, "--run-dir", "again")
+    assert result.status == 0, result.stderr
+    assert f"{SAME}9 lines of metrics" in result.stdout
+    # A rerun that has come as far as the run needs no command to go on.
+    (again / "finished.json").unlink()
+    words = ["python", "a run/code/mnist_cnn.py"]
+    change(again / "environment.json", command=words, working_directory=str(run.parent))
+    (each,) = json.loads(run_here("research", "runs", "again", "--json").stdout)["runs"]
+    assert each["go_on"] is None
+    for path in (again / "checkpoints").glob("*-00000024.safetensors"):
+        path.unlink()
+    (each,) = json.loads(run_here("research", "runs", "again", "--json").stdout)["runs"]
+    assert each["go_on"] == "python -m research rerun 'a run' --run-dir again"
 
 
 def test_what_may_change_bits_is_said_before_training(run: Path, run_here: RunHere) -> None:
@@ -149,6 +211,10 @@ def damaged_metrics(run: Path) -> None:
     (run / "metrics.jsonl").write_text("{")
 
 
+def no_metric(run: Path) -> None:
+    (run / "metrics.jsonl").write_text('{"a": 1}\n')
+
+
 def something_else(run: Path) -> None:
     run.with_name("again").mkdir()
 
@@ -171,6 +237,7 @@ def other_options(run: Path) -> None:
         (no_checkpoint, "nothing to compare; --resume it first"),
         (no_fork, "a fork of /gone/source after step 7, and neither keeps that checkpoint"),
         (damaged_metrics, "its results can't be read"),
+        (no_metric, "line 1 of metrics.jsonl is damaged"),
         (something_else, "--run-dir again: it exists, and is no rerun of a run"),
         (other_options, "--run-dir again: it exists, and is no rerun of a run"),
     ],
@@ -315,5 +382,5 @@ def test_a_run_that_was_stopped_is_done_again_up_to_its_last_checkpoint(
         process.kill()
     result = run_python("-m", "research", "rerun", "run", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "this one is stopped after its last checkpoint, of step" in result.stdout
+    assert "The run was stopped; the rerun stops at step" in result.stdout
     assert result.stdout.splitlines()[-1].startswith(SAME)
