@@ -83,12 +83,13 @@ def train(study: Study, screen: Screen, workers: int | None = None) -> int:
         InputError: if the directory holds something else, or another process is at work on it.
         StorageError: if a training fails, or a file can't be written.
     """
-    fields = _declare(study)
+    _declare(study)  # refuses before anything is created
     with storage_errors(study.directory):
         study.directory.mkdir(parents=True, exist_ok=True)
     lock = lock_comparison(study.directory, screen.say)
     try:
-        write_sealed_json(study.directory / STUDY, fields)
+        # Another process may have added trainings while this one waited.
+        write_sealed_json(study.directory / STUDY, _declare(study))
         root, file = _copied_code(study)
         done = study.outcomes()
         tasks = iter(

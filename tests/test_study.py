@@ -8,10 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+from research.comparing.comparison import lock_comparison
 from research.comparing.evidence import Outcome
 from research.comparing.trainings import Ended, Trainers
+from research.files import read_sealed_json
+from research.screen import Screen
+from research.study import Study, train
 
 import pytest
 from conftest import EXPERIMENTS, REPOSITORY, RunHere
@@ -70,6 +75,29 @@ def test_a_killed_study_goes_on_and_counts_every_training_once(
         f"error: study: it was begun with other options of {NAMES[0]}; put that back, or name "
         "another --directory\n"
     )
+
+
+def test_what_another_process_adds_while_a_study_waits_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def study(*names: str) -> Study:
+        trainings = {name: ["--seed", name] for name in names}
+        experiment = EXPERIMENTS / "mnist_cnn.py"
+        return Study(
+            directory=tmp_path / "study", experiment=experiment, trainings=trainings, data="0"
+        )
+
+    def wait(path: Path, say: Callable[[str], None]) -> int:
+        with monkeypatch.context() as patch:
+            patch.setattr("research.study.lock_comparison", lock_comparison)
+            patch.setattr(Study, "outcomes", lambda study: {"1": Outcome(None, None)})
+            assert train(study("1"), screen) == 0
+        return lock_comparison(path, say)
+
+    with Screen() as screen, monkeypatch.context() as patch:
+        patch.setattr("research.study.lock_comparison", wait)
+        assert train(study(), screen) == 0
+    assert list(read_sealed_json(tmp_path / "study" / "study.json")["trainings"]) == ["1"]
 
 
 @pytest.mark.parametrize(
