@@ -263,15 +263,15 @@ def _resumptions(past: Past) -> list[dict[str, Any]]:
 
 
 def relogged(past: Past) -> int:
-    """The last step after which a run was resumed with options that decide which lines it logs.
+    """The last step after which a run was resumed with --log-every; -1 if there is none.
 
-    A rerun has these options from its start, and so may have other lines up to there; -1 without.
+    A rerun has the option from its start, and so may have other lines on training up to there.
     """
     steps = [-1]
     for each in _resumptions(past):
         command, step = each.get("command"), each.get("step")
         words = [str(word).partition("=")[0] for word in command] if type(command) is list else []
-        if type(step) is int and {"--log-every", "--epochs"} & {w.replace("_", "-") for w in words}:
+        if type(step) is int and {"--log-every", "--log_every"} & {*words}:
             steps.append(step)
     return max(steps)
 

@@ -14,6 +14,7 @@ from research.files import read_json, read_regular, read_sealed_json, sha256
 from research.printable import counted, printable
 from research.recording.metrics import NAME as METRICS
 from research.recording.metrics import (
+    TRAIN,
     VALIDATION,
     Difference,
     Line,
@@ -142,8 +143,8 @@ def compare(
         end: how the run ended.
         until: the step after which the rerun was stopped, if the run was. Either may have been
             stopped before the validation after that step.
-        relogged: the step after which the run was resumed with options that change which lines
-            there are. Lines up to there that only one of them has are no difference.
+        relogged: the last step after which the run was resumed with --log-every. Up to there,
+            lines on training that only one of them has are no difference.
     """
     same, different = [], []
     ours, theirs = by_steps(then.lines), by_steps(now.lines)
@@ -154,7 +155,8 @@ def compare(
         different.append(f"{value} is {is_now}, and was {was}")
 
     def may_miss(steps: Steps) -> bool:
-        return steps[1] <= relogged or steps == (VALIDATION, until, until)
+        split, after, _ = steps
+        return (split == TRAIN and after <= relogged) or steps == (VALIDATION, until, until)
 
     for one, other, whose in ((ours, theirs, "run"), (theirs, ours, "rerun")):
         missing = [steps for steps in one if steps not in other and not may_miss(steps)]
