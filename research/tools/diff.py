@@ -74,7 +74,7 @@ def _difference_of_code(one: Summary, other: Summary) -> str:
 def difference_table(different: Mapping[str, Pairs]) -> Table:
     """The subjects that differ, and the values of both runs."""
     table = Table(title="Different", title_justify="left", padding=0)
-    for heading in ("subject", "value", "A", "B"):
+    for heading in ("subject", "name", "A", "B"):
         table.add_column(heading, overflow="fold")
     for subject, pairs in different.items():
         for number, (name, values) in enumerate(pairs.items()):

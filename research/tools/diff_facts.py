@@ -87,11 +87,17 @@ def compared(one: Summary, other: Summary) -> dict[str, Any]:
 
 
 def code_files(one: Summary, other: Summary) -> Files | None:
-    """Both experiments' files, then what they import; None if an experiment's file is missing."""
-    ours, theirs = (
-        {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.py")}
-        for folder in (one.run / CODE, other.run / CODE)
-    )
+    """Both experiments' files, then what they import; None if a run keeps no such file."""
+    try:
+        ours, theirs = (
+            {
+                path.relative_to(folder).as_posix(): path.read_bytes()
+                for path in folder.rglob("*.py")
+            }
+            for folder in (one.run / CODE, other.run / CODE)
+        )
+    except OSError:
+        return None
     mains = [f"{each.experiment}.py" for each in (one, other)]
     if mains[0] not in ours or mains[1] not in theirs:
         return None
