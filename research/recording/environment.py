@@ -16,13 +16,17 @@ from research.printable import counted
 from research.processor import vector_extensions
 from research.recording.source import commit_of
 
-# Terraform's variables also begin with TF_.
-TERRAFORM = ("TF_CLI_", "TF_VAR_", "TF_DATA_DIR", "TF_LOG", "TF_PLUGIN_CACHE", "TF_WORKSPACE")
 PACKAGES = ("tensorflow", "keras", "numpy", "tensorboard", "h5py")
 # The parts of a description that can change the last bits of a result.
 DECISIVE = ("python", "packages", "cpu", "extensions", "cores", "devices", "threads", "flags")
-# The names of environment variables that decide how TensorFlow computes begin so.
-_FLAGS = ("TF_", "XLA_", "OMP_", "ONEDNN_", "CUDA_VISIBLE", "KERAS_")
+# The names of environment variables that decide how TensorFlow computes begin so. TF_ alone would
+# also match Terraform's variables, which hold secrets.
+_FLAGS = (
+    *("XLA_", "OMP_", "ONEDNN_", "DNNL_", "CUDA_VISIBLE", "KERAS_"),
+    *("TF_AUTO", "TF_CONV", "TF_CPU_", "TF_CU", "TF_DETERMINISTIC_", "TF_DISABLE_", "TF_ENABLE"),
+    *("TF_FORCE_", "TF_FP16_", "TF_GPU_", "TF_MATMUL_", "TF_MKL_", "TF_NUM_", "TF_ONEDNN_"),
+    *("TF_OVERRIDE_", "TF_SET_ONEDNN_", "TF_SYNC_", "TF_USE_", "TF_XLA_"),
+)
 
 
 def describe_environment(source: Path, uncommitted: bytes) -> dict[str, Any]:
@@ -72,7 +76,7 @@ def flags(variables: Mapping[str, str]) -> dict[str, str]:
     return {
         _unicode(name): _unicode(value)
         for name, value in sorted(variables.items())
-        if name.startswith(_FLAGS) and not name.startswith(TERRAFORM)
+        if name.startswith(_FLAGS)
     }
 
 
@@ -122,6 +126,9 @@ def different_values(
 
 
 def _difference(name: str, before: Any, now: Any) -> str:
+    if name == "extensions" and isinstance(before, str) and isinstance(now, str):
+        only_one = " ".join(words for words in (before, now) if words != "none")
+        return f"the processors differ in {_short(only_one)}"
     return f"{_short(name)} {_short(before)} is now {_short(now)}"
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from research.recording.environment import describe_environment, differences
+from research.recording.environment import describe_environment, differences, flags
 
 import pytest
 from conftest import EXPERIMENTS
@@ -35,7 +35,7 @@ def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def undecodable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "orig_argv", ["python", os.fsdecode(b"\xff.py"), "\ud800"])
-    monkeypatch.setenv("TF_" + os.fsdecode(b"\xfe"), os.fsdecode(b"\xff"))
+    monkeypatch.setenv("ONEDNN_" + os.fsdecode(b"\xfe"), os.fsdecode(b"\xff"))
     folder = tmp_path / os.fsdecode(b"\xff")
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -66,6 +66,27 @@ def test_it_can_be_described_and_written_whatever_is_missing(
     assert differences(environment, environment) == []
 
 
+def test_flags_of_tensorflow_are_recorded_and_secrets_of_other_programs_are_not() -> None:
+    decisive = {
+        "TF_ENABLE_ONEDNN_OPTS": "0",
+        "TF_DETERMINISTIC_OPS": "1",
+        "TF_NUM_INTRAOP_THREADS": "1",
+        "TF_CUDNN_DETERMINISTIC": "1",
+        "TF_XLA_FLAGS": "--tf_xla_auto_jit=2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "OMP_NUM_THREADS": "1",
+    }
+    terraform: tuple[str, ...] = (
+        "TOKEN_app_terraform_io",
+        "ENCRYPTION",
+        "REATTACH_PROVIDERS",
+        "VAR_password",
+    )
+    terraform += ("IN_AUTOMATION", "REGISTRY_CLIENT_TIMEOUT", "CLI_ARGS", "DATA_DIR", "LOG")
+    others = {f"TF_{name}": "secret" for name in terraform}
+    assert flags(decisive | others | {"HOME": "/home/me"}) == decisive
+
+
 JSON: list[Any] = [None, True, 5, 0.5, "", "text", "\udcff\n", [], ["a"], {}, {"\udcff": {"a": []}}]
 
 
@@ -79,6 +100,8 @@ def test_any_two_environments_can_be_compared(value: Any) -> None:
             line.encode()
             assert "\n" not in line
         free = part in ("platform", "command", "working_directory") or value == now[part]
+        # Earlier versions have not recorded the extensions.
+        free |= part == "extensions" and value is None
         assert free or differences(changed, now)
 
 
