@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from research.comparing.evidence import Outcome
-from research.config import Config, parse_errors_in_one_line, require
+from research.config import Config, parse_options, require
+from research.errors import InputError
 from research.experiment import load
 from research.files import replaced_atomically, storage_errors
 from research.recording.figures import GRID, INK
 from research.screen import Screen
-from research.study import Study, main, train
-
-import tyro
+from research.study import Study, main, train, whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,7 +101,7 @@ class Asked:
     seeds: int = 5
     """Trainings of each cell, with seeds from 0. Later, more may be asked for."""
     only: str = ""
-    """Train only the cells whose names contain this text, such as rho-0.95 or sgd."""
+    """Train only the cells with this part in their names, such as rho-0.95 or sgd."""
     workers: int | None = None
     """Trainings at a time, of one thread each. Default: one on each core."""
     epochs: float = 6
@@ -117,24 +116,41 @@ class Asked:
         valid = self.workers is None or self.workers >= 1
         require("workers", self.workers, valid, "give a whole number of at least 1")
         names = [t.cell(row, column) for t in TABLES for row in t.published for column in t.columns]
-        valid = any(self.only in name for name in names)
-        require("only", self.only, valid, f"no cell's name contains it; the first is {names[0]}")
+        valid = any(is_part(self.only, name) for name in names)
+        require("only", self.only, valid, f"no part of a cell's name; the first is {names[0]}")
+
+
+def shared(asked: Asked) -> list[str]:
+    """The first options of every training."""
+    given = {"epochs": asked.epochs, "examples": asked.examples, "data": asked.data}
+    return [w for k, v in given.items() if v is not None for w in (f"--{k}", str(v))]
 
 
 def trainings(asked: Asked) -> dict[str, list[str]]:
     """The options of each training by its name: one table after another, and in each by seed."""
-    given = {"epochs": asked.epochs, "examples": asked.examples, "data": asked.data}
-    shared = [w for k, v in given.items() if v is not None for w in (f"--{k}", str(v))]
     return {
         f"{name}-seed-{seed}": [
-            *(*shared, f"--{table.column}", column, f"--{table.row}", row, "--seed", str(seed))
+            *(
+                *shared(asked),
+                f"--{table.column}",
+                column,
+                f"--{table.row}",
+                row,
+                "--seed",
+                str(seed),
+            )
         ]
         for table in TABLES
         for seed in range(asked.seeds)
         for row in table.published
         for column in table.columns
-        if asked.only in (name := table.cell(row, column))
+        if is_part(asked.only, name := table.cell(row, column))
     }
+
+
+def is_part(only: str, name: str) -> bool:
+    """Whether the text is a part of a cell's name, between hyphens; "" is part of every name."""
+    return not only or f"-{only}-" in f"-{name}-"
 
 
 def measured(table: Table, found: Mapping[str, Outcome]) -> dict[str, list[list[float]]]:
@@ -230,8 +246,7 @@ def _panel(table: Table, errors: Mapping[str, Sequence[Sequence[float]]], axes: 
 
 def run(screen: Screen) -> int:
     """Trains what is missing and leaves the tables; returns the exit status."""
-    with parse_errors_in_one_line():
-        asked = tyro.cli(Asked, description=__doc__)
+    asked = parse_options(Asked, __doc__)
     config = Config(epochs=asked.epochs, examples=asked.examples, data=asked.data)
     data, _, _ = load(config, screen)
     study = Study(
@@ -240,8 +255,16 @@ def run(screen: Screen) -> int:
         trainings=trainings(asked),
         data=data.sha256(),
     )
+    for name, options in whole(study).trainings.items():
+        if list(options[: len(shared(asked))]) != shared(asked):
+            reason = f"it was begun with other options of {name}"
+            raise InputError(
+                f"{study.directory}: {reason}; put that back, or name another --directory"
+            )
     status = train(study, screen, asked.workers)
-    found = study.outcomes()
+    found = whole(study).outcomes()  # this command may ask for a part of the cells only
+    if not any(begun(table, found) for table in TABLES):
+        return status
     text = "\n\n".join(as_markdown(table, found) for table in TABLES if begun(table, found))
     path, picture = asked.directory / "tables.md", asked.directory / "tables.png"
     with storage_errors(path), replaced_atomically(path) as partial:

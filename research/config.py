@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 from research.errors import InputError, one_line
 from research.files import read_sealed_json
 from research.help import options_of, show_help
+from research.printable import number
 
 import tyro
 
@@ -27,7 +28,10 @@ import tyro
 GROUPS = {"epochs": "training", "data": "data", "run_dir": "recording", "resume": "going on"}
 
 # How a resumed or forked run is told that an option no longer holds.
-TAKEN_BACK = "Of a run that goes on: --no-eager takes back --eager, and --clip-norm None its value."
+TAKEN_BACK = (
+    "With --resume or --fork: --no-eager switches --eager off, and --clip-norm None removes the "
+    "limit."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -222,6 +226,29 @@ def parse(
     return config
 
 
+Options = TypeVar("Options")
+
+
+def parse_options(kind: type[Options], description: str) -> Options:
+    """Parses the command line of a program that is no experiment, such as a study.
+
+    Args:
+        kind: a frozen dataclass; each field is an option, each field's docstring its help.
+        description: the text above the options in ``--help``.
+
+    Raises:
+        InputError: for an unknown option or an impossible value.
+        SystemExit: with status 0, after ``--help`` has been printed.
+    """
+    if asks_for_help(sys.argv[1:]):
+        rows = [(option.words, option.explanation) for option in options_of(kind)]
+        show_help(f"python {sys.argv[0]} [OPTIONS]", description, {"options": rows})
+        raise SystemExit(0)
+    refuse_unknown_options(kind, sys.argv[1:])
+    with parse_errors_in_one_line():
+        return tyro.cli(kind)
+
+
 def asks_for_help(arguments: Sequence[str]) -> bool:
     """Whether an option is -h or --help."""
     return not {"-h", "--help"}.isdisjoint(arguments)
@@ -253,8 +280,8 @@ def _groups(config_type: type[Config], before: Config | None) -> dict[str, list[
     for field in dataclasses.fields(Config):
         if field.name in GROUPS:
             rows = groups.setdefault(GROUPS[field.name], [])
-        option = options.pop(field.name)
-        rows.append((option.words, option.explanation))
+        if (option := options.pop(field.name, None)) is not None:  # it may be suppressed
+            rows.append((option.words, option.explanation))
     groups["this experiment"] += [(own.words, own.explanation) for own in options.values()]
     return groups
 
@@ -337,12 +364,8 @@ def option_as_typed(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"--{option}" if value else f"--no-{option}"
     values = value if isinstance(value, tuple | list) else [value]
-    return shlex.join([f"--{option}", *map(_as_typed, values)])
-
-
-def _as_typed(value: Any) -> str:
-    short = f"{value:g}" if isinstance(value, float) else str(value)
-    return short if not isinstance(value, float) or float(short) == value else repr(value)
+    words = (number(one) if isinstance(one, float) else str(one) for one in values)
+    return shlex.join([f"--{option}", *words])
 
 
 def config_from_json(config_type: type[AnyConfig], fields: Mapping[str, Any]) -> AnyConfig:

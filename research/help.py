@@ -125,14 +125,16 @@ def show_help(
     Args:
         usage: the form of the command line.
         about: what the program does, see ``wrapped``.
-        groups: words and their explanation, below the title of their group.
+        groups: words and their explanation, below the title of their group; an empty group is
+            left out.
         note: a last paragraph.
     """
     console = Console(highlight=False, emoji=False, soft_wrap=True, file=sys.stdout)
     width = console.width
     lines = wrapped(f"usage: {usage}\n\n{about}".strip(), width)
     console.print(Text("\n".join(lines)))
-    longest = max(len(words) for rows in groups.values() for words, _ in rows)
+    groups = {title: rows for title, rows in groups.items() if rows}
+    longest = max((len(words) for rows in groups.values() for words, _ in rows), default=0)
     margin = 6 if width < NARROW else min(2 + longest + 2, EXPLANATION_COLUMN)
     for title, rows in groups.items():
         console.print(Text(f"\n{title}", style="bold"))

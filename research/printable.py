@@ -19,6 +19,18 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def number(value: float) -> str:
+    """A number as a user would type it, exactly: 2 for 2.0, 1e-07, 0.3333333333333333."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+def below_one(probability: float) -> str:
+    """A probability with the digits that tell it from 1: 0.9998, 0.999999."""
+    digits = next((n for n in range(4, 9) if round(probability, n) < 1), 4)
+    return f"{probability:.{digits}f}"
+
+
 def duration(seconds: float) -> str:
     """A time for people: 40 s, 12 min, 3.4 h."""
     if seconds < 100:

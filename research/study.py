@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -63,6 +64,17 @@ class Study:
         """
         found = {name: read_outcome(self.directory / name, self.split) for name in self.trainings}
         return {name: outcome for name, outcome in found.items() if outcome is not None}
+
+
+def whole(study: Study) -> Study:
+    """The study with all the trainings that its directory has been asked for so far.
+
+    Without a study.json that can be read, these are the study's own.
+    """
+    there: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):  # ``train`` refuses such a directory
+        there = read_sealed_json(study.directory / STUDY)["trainings"]
+    return dataclasses.replace(study, trainings={**study.trainings} | there)
 
 
 def train(study: Study, screen: Screen, workers: int | None = None) -> int:
@@ -204,6 +216,9 @@ def main(work: Callable[[Screen], int]) -> NoReturn:
             status, message = 2, one_line(error)
         except StorageError as error:
             status, message = 1, str(error)
+        except SystemExit as stop:
+            if stop.code:
+                raise
         except KeyboardInterrupt:
             status = 130
         if not status and (message := screen.output_error()):

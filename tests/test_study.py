@@ -66,9 +66,14 @@ def test_a_killed_study_goes_on_and_counts_every_training_once(
     assert cell.startswith("| 1e-6 | 2.00 (") and cell.endswith(", 2) |")
     assert Image.open(study / "tables.png").size == (990, 440)
 
-    # The same command trains nothing; other options are another study.
-    result = run_here(*command)
-    assert result.status == 0 and "2 of 2 trainings are done" in result.stdout
+    # The same command trains nothing; other options are another study. A command that asks for less
+    # leaves the tables whole.
+    for words, count in (((), "2 of 2"), (("--seeds", "1"), "1 of 1")):
+        result = run_here(*command, *words)
+        assert result.status == 0 and f"{count} trainings are done" in result.stdout
+        assert (study / "tables.md").read_text() == table
+    result = run_here(*command, "--only", "sgd", "--epochs", "2")
+    assert result.status == 2 and f"other options of {NAMES[0]}; put that back" in result.stderr
     result = run_here(*command, "--epochs", "2")
     assert result.status == 2
     assert result.stderr == (
@@ -100,10 +105,29 @@ def test_what_another_process_adds_while_a_study_waits_is_kept(
     assert list(read_sealed_json(tmp_path / "study" / "study.json")["trainings"]) == ["1"]
 
 
+def test_a_part_of_the_cells_is_named_by_whole_parts() -> None:
+    tables = runpy.run_path(str(TABLES))
+    asked = tables["Asked"](only="rho-0.9", seeds=1)
+    assert list(tables["trainings"](asked)) == [
+        f"rho-0.9-epsilon-{epsilon}-seed-0" for epsilon in ("1e-2", "1e-4", "1e-6", "1e-8")
+    ]
+
+
+def test_help_of_a_study_is_like_that_of_an_experiment(run_here: RunHere) -> None:
+    result = run_here(TABLES, "--help", columns=80)
+    assert (result.status, result.stderr) == (0, "")
+    assert result.stdout.startswith("usage: python ")
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "  --seeds INT" in result.stdout and " Default: 5." in result.stdout
+    assert "╭" not in result.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--only", "rho-0.8"), "--only rho-0.8: no cell's name contains it; the first is rho-0.9"),
+        (("--only", "rho-0.8"), "--only rho-0.8: no part of a cell's name; the first is rho-0.9-"),
+        (("--only", "rho-0"), "--only rho-0: no part of a cell's name"),
+        (("--sedes", "2"), "--sedes: no such option; did you mean --seeds?"),
         (("--seeds", "0"), "--seeds 0: give a whole number of at least 1"),
         (("--epochs", "0"), "--epochs 0: give a number above 0"),
         (("--data", "nothing.npz"), "nothing.npz"),
