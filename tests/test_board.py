@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -100,7 +101,10 @@ def test_runs_are_named_by_what_differs(tmp_path: Path) -> None:
         ),
         "seed=0 mixup": make_run(runs / "mixup" / "a-0", "mixup", alpha=0.2),
         "seed=0 1-mixup": make_run(runs / "compare" / "x" / "1-mixup" / "seed-0", "mixup"),
+        # A folder that merely contains the experiment's name is no arm.
+        "seed=0 best": make_run(runs / "best_runs" / "a-0", "best"),
     }
+    (runs / "compare" / "x" / "comparison.json").touch()
     bands = runs / "compare" / "x" / "bands" / "mixup"
     bands.mkdir(parents=True)
     (bands / "events.out.tfevents.0.bands").touch()
@@ -114,6 +118,46 @@ def test_runs_are_named_by_what_differs(tmp_path: Path) -> None:
     links.update([runs])
     del made["runs/compare/x/bands/mixup"]
     assert linked(board) == made | {"seed=0 d-0 mnist_cnn": twin}
+
+
+def test_odd_runs_are_named_too(tmp_path: Path) -> None:
+    runs, board = tmp_path / "runs", tmp_path / "board"
+    board.mkdir()
+    make_run(runs / "usual" / "a-0", "mnist_cnn", select_by="highest accuracy")
+    make_run(runs / "usual" / "b-0", "mnist_cnn", select_by="highest accuracy")
+    long = {f"option_{n}": "x" * 50 for n in range(20)}
+    make_run(runs / "long" / ("d" * 250), "mnist_cnn", seed=7, **long)
+    make_run(runs / "foreign" / "a", "e" * 300, data=5, x={"a": [None]}, y="\udcff\0/")
+    deep = runs / "foreign" / "b"
+    deep.mkdir()
+    (deep / "config.json").write_text('{"experiment": ' + "[" * 100_000)
+    links = Links(board)
+    links.update([runs])
+    names = {str(target.relative_to(runs)): name for name, target in linked(board).items()}
+    assert re.fullmatch(r"option_0=x+ .*\.\.\. seed=7 mnist_cnn", names["long/" + "d" * 250])
+    assert set(names) == {"usual/a-0", "usual/b-0", "long/" + "d" * 250, "foreign/a"}
+
+
+def test_the_board_follows_experiments_that_begin_later(finished_run: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(finished_run, runs / "one", symlinks=True)
+
+    def columns(address: str) -> set[str]:
+        request = urllib.request.Request(
+            f"{address}/data/plugin/hparams/experiment",
+            data=b"{}",
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request) as answer:
+            return {option["name"] for option in json.load(answer)["hparamInfos"]}
+
+    with make_pictures.board(runs) as address:
+        assert "alpha" not in columns(address)
+        make_run(runs / "two", "mixup", alpha=0.2)
+        until = time.monotonic() + 30
+        while "alpha" not in (found := columns(address)) and time.monotonic() < until:
+            time.sleep(0.5)
+    assert {"alpha", "experiment", "dropout"} <= found
 
 
 def test_the_links_open_on_what_matters() -> None:

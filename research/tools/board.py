@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import tempfile
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import InputError, one_line
+from research.files import storage_errors
 from research.recording.tensorboard import write_columns
 from research.screen import Screen
 from research.stderr import silenced_stderr
-from research.tools.named_runs import Found, different_values, find_runs, name_of
+from research.tools.named_runs import Found, cut, different_values, find_runs, names_of
 from research.verbs import Board
 
+import tensorflow as tf
 from tensorboard import default, program
 from tensorboard.data import server_ingester
 
@@ -51,16 +54,23 @@ def run(asked: Board, screen: Screen) -> None:
                 f"{path}: holds no run; name a run directory, or train one first: "
                 "python experiments/mnist_cnn.py --epochs 1"
             )
-    with tempfile.TemporaryDirectory(prefix="research-board-") as temporary:
+    _require_listenable(asked.host)
+    # Before there is a directory that they must remove.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.default_int_handler)
+    folder = Path(os.environ.get("TMPDIR") or "/tmp")
+    with (
+        storage_errors(folder, tf.errors.OpError),
+        tempfile.TemporaryDirectory(prefix="research-board-") as temporary,
+    ):
         links = Links(Path(temporary))
         links.update(roots)
-        write_columns(Path(temporary, "columns of HParams"), columns(list(find_runs(roots))))
         board = program.TensorBoard(default.get_plugins())
         options = ["--logdir", temporary, "--host", asked.host]
         options += ["--samples_per_plugin", SAMPLES, "--load_fast", _fast_reader()]
         options += [] if asked.port is None else ["--port", str(asked.port)]
         board.configure(["tensorboard", *options])
-        _require_listenable(asked.host)
         try:
             address = board.launch()
         except (program.TensorBoardServerException, OSError) as error:
@@ -71,7 +81,6 @@ def run(asked: Board, screen: Screen) -> None:
         for what, link in start_pages(address, profiled).items():
             screen.say(f"{what}: {link}")
         screen.say('An open page follows a training once "Reload data" is on: the gear, top right.')
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         # The viewer of profiles logs every request to standard error.
         with contextlib.suppress(KeyboardInterrupt), silenced_stderr():
             while True:
@@ -109,7 +118,7 @@ def columns(runs: Sequence[Found]) -> dict[str, list[Any]]:
 
 
 class Links:
-    """A directory of links to runs, under names that tell the runs apart.
+    """A directory of links to runs, under names that tell the runs apart, and of HParams' columns.
 
     A run keeps its name as long as this directory lasts.
 
@@ -120,6 +129,7 @@ class Links:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._linked: dict[Path, Path] = {}  # the link by what it leads to
+        self._columns = 0  # how often they have been written
         (folder / "plugins" / "profile").mkdir(parents=True)
 
     def update(self, roots: Sequence[Path]) -> None:
@@ -130,18 +140,21 @@ class Links:
                 del self._linked[path]
         found = list(find_runs(roots))
         if any(run.path not in self._linked for run in found):
-            names = [name_of(run, found) for run in found]
-            for run, name in zip(found, names, strict=True):
-                # Runs of equal names are told apart by their directories.
-                first, _, kind = name.rpartition(" ")
-                again = run.config and names.count(name) > 1
-                place = f"{first} {run.path.name} {kind}" if again else name
-                self._link(run.path, self._folder / place)
+            for run, name in zip(found, names_of(found), strict=True):
+                self._link(run.path, self._folder / name)
+            self._write_columns(found)
         for run in found:
             # The viewer of profiles does not follow links to runs.
             for profile in run.path.glob("plugins/profile/*/"):
-                name = f"{self._linked[run.path].name} {profile.name}"
+                name = f"{cut(self._linked[run.path].name, 180)} {cut(profile.name, 60)}"
                 self._link(profile, self._folder / "plugins" / "profile" / name)
+
+    def _write_columns(self, runs: Sequence[Found]) -> None:
+        """Writes the columns of HParams, in place of earlier ones."""
+        # TensorBoard keeps the first columns that it has read in a directory.
+        earlier, self._columns = self._columns, self._columns + 1
+        write_columns(self._folder / f"columns of HParams {self._columns}", columns(runs))
+        shutil.rmtree(self._folder / f"columns of HParams {earlier}", ignore_errors=True)
 
     def _link(self, path: Path, place: Path) -> None:
         """Makes a link to a directory at a place, or beside it, unless there is one."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from research.comparing.comparison import QUESTION
+from research.printable import printable
 from research.recording.about import shown
 
-# What config.json says beyond the options that decide results.
-_NOT_DECISIVE = frozenset(
+# What config.json says beyond the options that tell configurations apart.
+_APART = frozenset(
     {
         *("experiment", "run", "data_sha256", "sha256", "run_dir", "fork"),
         *("seed", "holdout_seed"),
@@ -40,16 +43,17 @@ class Found:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that can explain differences between results, without seeds."""
-        options = {k: v for k, v in self.config.items() if k not in _NOT_DECISIVE}
+        """The options that tell configurations apart: no seeds, and none about speed or files."""
+        options = {k: v for k, v in self.config.items() if k not in _APART}
         data = options.get("data")
-        return options | {"data": data and Path(data).name}
+        return options | {"data": data and Path(str(data)).name}
 
     @property
     def kind(self) -> str:
         """The experiment, or the arm of a comparison."""
-        name = str(self.config["experiment"])
-        return self.below.parent.name if name in self.below.parent.name else name
+        arm = self.path.parent
+        in_comparison = (arm.parent / QUESTION).exists()
+        return arm.name if in_comparison else str(self.config["experiment"])
 
 
 def find_runs(roots: Iterable[Path]) -> Iterator[Found]:
@@ -84,29 +88,52 @@ def different_values(runs: Iterable[Found]) -> dict[str, list[Any]]:
     return values
 
 
-def name_of(run: Found, runs: Sequence[Found]) -> str:
-    """A name that begins with what is special: ``learning_rate=0.5 seed=1 mnist_cnn``.
+def names_of(runs: Sequence[Found]) -> list[str]:
+    """Names that begin with what is special: ``learning_rate=0.5 seed=1 mnist_cnn``.
 
-    Args:
-        run: a run; the name of another directory is its place.
-        runs: the runs that are shown; an option is named if the run's value is not the most
-            frequent one of its experiment.
+    An option is named if the run's value is not the most frequent one of its experiment. Runs that
+    would have equal names are told apart by their directories. A directory that is no run has its
+    place for a name.
     """
-    if not run.config:
-        return str(run.below)
-    alike = [one.options for one in runs if one.config and one.kind == run.kind]
-    named = []
-    for name, value in run.options.items():
-        values = [shown(options.get(name)) for options in alike]
-        if shown(value) != max(values, key=values.count):
-            named.append(f"{name}={shown(value)}")
-    # A slash would begin another folder.
-    return " ".join([*named, f"seed={run.config.get('seed')}", run.kind]).replace("/", "|")
+    kinds = [run.kind if run.config else "" for run in runs]
+    options = [{name: shown(value) for name, value in run.options.items()} for run in runs]
+    usual = {
+        kind: _most_frequent([one for one, its in zip(options, kinds, strict=True) if its == kind])
+        for kind in set(kinds)
+    }
+    parts = []
+    for run, kind, own in zip(runs, kinds, options, strict=True):
+        odd = [f"{name}={value}" for name, value in own.items() if value != usual[kind][name]]
+        parts.append((" ".join(odd), f"seed={shown(run.config.get('seed'))}", kind))
+    counts = Counter(parts)
+    names = []
+    for run, part in zip(runs, parts, strict=True):
+        special, seed, kind = part
+        place = run.path.name if counts[part] > 1 else ""
+        pieces = ((special, 100), (seed, 30), (place, 40), (kind, 60))
+        words = [cut(text, most) for text, most in pieces if text]
+        names.append(" ".join(words) if run.config else str(run.below))
+    return names
+
+
+def _most_frequent(options: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The most frequent value of each option; a run without the option counts as None."""
+    names, missing = dict.fromkeys(name for one in options for name in one), shown(None)
+    counts = {name: Counter(one.get(name, missing) for one in options) for name in names}
+    return {name: count.most_common(1)[0][0] for name, count in counts.items()}
+
+
+def cut(text: str, most: int) -> str:
+    """A text as part of a file's name, in at most so many bytes; a whole name may have 255."""
+    valid = printable(text.replace("/", "|"))  # a slash would begin another folder
+    whole = valid.encode()
+    return valid if len(whole) <= most else whole[: most - 3].decode(errors="ignore") + "..."
 
 
 def _config(run: Path) -> dict[str, Any]:
     try:
         config = json.loads((run / "config.json").read_bytes())
-    except (OSError, ValueError):
+        repr(config)  # raises RecursionError where another function would, too
+    except (OSError, ValueError, RecursionError):
         return {}  # it is being written, or is somebody else's
     return config if isinstance(config, dict) and "experiment" in config else {}
