@@ -76,10 +76,10 @@ class Predict:
 
         python -m research predict mnist.h5 photo.jpg
 
-    Any size, mode and lighting: an image that is not of 28x28 pixels is freed from its background,
-    scaled and centred as MNIST's were, and shown as the network saw it. Dark on light is inverted.
-    An image that can't be read is named on standard error, and the others are predicted; the exit
-    status is then 1, and 2 where no image can be read.
+    Any size, mode and lighting: of an image that is not of 28x28 pixels, the background is removed
+    and the digit is scaled and centred as MNIST's were. It is shown as the network saw it. Dark on
+    light is inverted. An image that can't be read is named on standard error, and the others are
+    predicted; the exit status is then 1, and 2 where no image can be read.
     """
 
     run_or_h5: Annotated[Path, tyro.conf.Positional]

@@ -10,6 +10,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from research.printable import below_one
 from research.results.evaluation import CalibrationBins, Mistake
 
 import numpy as np
@@ -72,14 +73,8 @@ def mistakes(mistakes: Sequence[Mistake], images: Array) -> bytes:
         images: uint8 [N, 28, 28, 1].
     """
     shown = images[[mistake.index for mistake in mistakes]]
-    captions = [f"{m.label} → {m.predicted}\n{_below_one(m.confidence)}" for m in mistakes]
+    captions = [f"{m.label} → {m.predicted}\n{below_one(m.confidence)}" for m in mistakes]
     return gallery(shown, captions, columns=5)
-
-
-def _below_one(confidence: float) -> str:
-    """A probability with the digits that tell it from 1: 0.9998, 0.999999."""
-    digits = next((n for n in range(4, 9) if round(confidence, n) < 1), 4)
-    return f"{confidence:.{digits}f}"
 
 
 def filters(kernel: Array) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from research.data.corruptions import CORRUPTIONS, corrupt
 from research.data.dataset import Split
-from research.results.evaluation import predict_probabilities
+from research.results.evaluation import predict_probabilities, wilson_interval
 
 import numpy as np
 import numpy.typing as npt
@@ -43,12 +43,15 @@ def mean_interval(correct: npt.NDArray[np.bool_]) -> tuple[float, float]:
     """The 95% interval of a mean accuracy over corruptions and severities.
 
     An example that is hard under one corruption is often hard under the next one, so the examples
-    are what is independent here, and not the predictions.
+    are what is independent here, and not the predictions. Where all examples have the same mean,
+    their spread says nothing, and the interval is Wilson's for so many examples.
 
     Args:
         correct: [..., N], the examples last.
     """
     of_example = correct.reshape(-1, correct.shape[-1]).mean(0)
+    if not of_example.std():
+        return wilson_interval(round(float(of_example.sum())), len(of_example))
     spread = 1.959964 * float(of_example.std()) / float(np.sqrt(len(of_example)))
     mean = float(of_example.mean())
     return max(0.0, mean - spread), min(1.0, mean + spread)

@@ -8,7 +8,7 @@ import json
 from research.data.dataset import NUM_CLASSES
 from research.data.formats import read_dataset
 from research.data.mnist import load_mnist
-from research.printable import printable
+from research.printable import below_one, printable
 from research.results.evaluation import Evaluation, evaluate
 from research.results.export import load_h5
 from research.screen import Screen
@@ -98,7 +98,7 @@ def pictures(evaluation: Evaluation, images: npt.NDArray[np.uint8]) -> Columns:
     panels = []
     for mistake in evaluation.most_wrong:
         picture = drawn(images[mistake.index, 3:25, 3:25, 0])
-        told = f"\n{mistake.label} taken for {mistake.predicted}, {mistake.confidence:.4f}"
+        told = f"\n{mistake.label} taken for {mistake.predicted}, {below_one(mistake.confidence)}"
         title = f"test image {mistake.index}"
         panels.append(Panel(Text(picture + told), title=title, expand=False))
     return Columns(panels, title="Most confidently wrong")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from research.errors import InputError
-from research.printable import printable
+from research.printable import below_one, printable
 from research.results.evaluation import predict_probabilities
 from research.results.export import load_h5
 from research.results.images import Digit, read_digit
@@ -63,7 +63,7 @@ def run(asked: Predict, screen: Screen) -> bool:
             here = is_unsure(digit.pixels, float(row.max()))
             unsure |= here
             sure = Text("unsure", style="yellow") if here else Text("sure", style="green")
-            cells = (str(first), f"{row[first]:.4f}", runner_up, sure)
+            cells = (str(first), below_one(float(row[first])), runner_up, sure)
             table.add_row(Text(printable(path)), *cells)
         screen.console.print(table)
         if unsure:

@@ -14,6 +14,7 @@ from pathlib import Path
 from research.config import Config, parse, require
 from research.data.formats import read_dataset
 from research.data.mnist import load_mnist
+from research.printable import printable
 from research.screen import Screen
 from research.stderr import show_error
 from research.tools.check import Check
@@ -59,7 +60,7 @@ def run(asked: Verify, screen: Screen) -> bool:
     if asked.json:
         print(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
     else:
-        table = Table(title=str(asked.experiment), title_justify="left")
+        table = Table(title=Text(printable(asked.experiment)), title_justify="left")
         for heading in ("check", "holds", "what was seen, or the likely cause"):
             table.add_column(heading, overflow="fold")
         for check in checks:
