@@ -85,7 +85,7 @@ def step(state: State, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Ten
     gradients = state.gradients(tape, loss)
     measured = state.update(gradients)
     accuracy = tf.reduce_mean(tf.keras.metrics.categorical_accuracy(labels, logits))
-    return {"loss": loss, "accuracy": accuracy, **measured}
+    return {"loss": loss, "accuracy": accuracy, "pictures/batch": images, **measured}
 
 
 def figures(state: State, split: Split, probabilities: object) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The reference experiment's accuracy under attack by gradient descent (PGD), and corruptions.
+"""The reference experiment's accuracy under PGD attack and under corruptions.
 
 - Command: python experiments/robustness.py
 - Duration: about 12 minutes on 2 CPU cores

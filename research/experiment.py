@@ -22,7 +22,7 @@ from research.data.formats import read_dataset
 from research.data.mnist import load_mnist
 from research.errors import InputError, NonFiniteError, StorageError, in_few_lines, one_line
 from research.loop import Interrupted, Training, loop
-from research.printable import counted
+from research.recording.about import learned
 from research.recording.progress import TrainingProgress, show_start
 from research.recording.replay_bundle import write_replay_bundle
 from research.recording.run import Run, begin
@@ -30,7 +30,7 @@ from research.recording.run_directory import lock_directory, refuse_existing
 from research.recording.start import find_start
 from research.recording.tensorboard import EMBEDDED
 from research.recording.wall_time import StartUp
-from research.results.evaluation import Evaluation, Validation, embed, validate
+from research.results.evaluation import Validation, embed, validate
 from research.results.export import check_exportable, export_h5
 from research.results.selection import rank_by
 from research.screen import Screen
@@ -327,20 +327,6 @@ def choose_weights(state: State, plan: Plan, run: Run, screen: Screen) -> None:
     screen.say_folded(f"Best: {epoch}, {config.select_by} {value:.4f}; {saved}")
 
 
-def say_whether_it_learned(found: Evaluation, screen: Screen) -> None:
-    """Prints that training was successful, unless a constant answer would be as accurate."""
-    if found.has_learned:
-        screen.say_folded("Training finished successfully.", style="green")
-        return
-    answer, accuracy = found.always
-    screen.say_folded(
-        f"Training ended, but on {counted(found.examples, 'example')} the network is no better "
-        f"than always answering {answer} (accuracy {accuracy:.4f}): try a lower --learning-rate, "
-        "or more --epochs",
-        style="red",
-    )
-
-
 def finish(
     experiment: Experiment,
     state: State,
@@ -361,7 +347,8 @@ def finish(
     splits = [validation] if not (config.holdout and config.test) else [validation, data.test]
     # The figures are those of the file, which computes in float32.
     found = {split: experiment.validate(state, split, model=saved) for split in splits}
-    say_whether_it_learned(found[validation].evaluation, screen)
+    judged = found[validation].evaluation
+    screen.say_folded(learned(judged), style="green" if judged.has_learned else "red")
     for split, figures in found.items():
         run.recorder.final(step, figures, embed(saved, split.images[:EMBEDDED]), split)
         low, high = figures.evaluation.accuracy_interval

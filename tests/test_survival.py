@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_is_named_and_the_newest_good_one_is_used(
     assert (result.status, result.stderr) == (0, "")
     assert re.search(rf"{newest}: not a good checkpoint \(.*\); moved aside", result.stdout)
     assert f"Resuming {run} after step {step_of(good)}" in result.stdout
-    assert re.search(rf"Training took [\d.]+ s since step {step_of(good)}, ", result.stdout)
+    assert re.search(rf"Training steps took [\d.]+ s since step {step_of(good)}; ", result.stdout)
     assert left_by(run) == left_by(finished_run)
     for path in checkpoint_paths(run / "checkpoints"):
         path.write_bytes(b"")

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from research.config import config_as_json, decisive_options, defaults_as_json
 from research.data.dataset import Split
-from research.files import is_regular
+from research.files import is_regular, sha256
+from research.printable import counted, number
+from research.recording.environment import DECISIVE
+from research.recording.run_directory import CODE
 from research.recording.start import Start
 from research.recording.tensorboard import Description
-from research.results.evaluation import Validation
+from research.results.evaluation import Evaluation, Validation
 from research.training.state import State
 
 # The page shows this many bytes of the commands and of the uncommitted changes.
@@ -52,8 +58,20 @@ def describe_run(run: Path, start: Start, state: State) -> Description:
     group = [*named.values(), name, *sizes]
     if config.fork is not None:
         group.append(f"forked at {config.at_step}")
+    group.append(_configuration(run, start))
     text = _page(run, start, state, changed)
     return Description(options, " ".join(group), text, start.at.step)
+
+
+def _configuration(run: Path, start: Start) -> str:
+    """A few hexadecimal digits that runs have in common if they differ in nothing but the seed."""
+    config = start.config
+    options = {k: v for k, v in decisive_options(config).items() if k not in _SEEDS}
+    code = [sha256(path) for path in sorted((run / CODE).rglob("*.py")) if is_regular(path)]
+    source = config.fork and str(config.fork.resolve())
+    facts = [options, config.epochs, config.patience, source, config.at_step, code]
+    facts += [start.identity["data_sha256"], start.environment.get("files")]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:6]
 
 
 def figures_of(found: Mapping[Split, Validation], step: int, exported: int) -> str:
@@ -68,30 +86,50 @@ def figures_of(found: Mapping[Split, Validation], step: int, exported: int) -> s
     names = list(dict.fromkeys(name for one in found.values() for name in one.figures))
     rows = [[name, *(f"{v.figures.get(name, ''):.5}" for v in found.values())] for name in names]
     heading = ["figure", *(f"{split.name}, {len(split):,} examples" for split in found)]
-    return f"Finished after {step:,} steps{best}.\n\n" + _table([heading, *rows])
+    finished = f"Finished after {step:,} steps{best}."
+    first = next(iter(found.values())).evaluation
+    failure = "" if first.has_learned else f"**{learned(first)}**\n\n"
+    return f"{finished}\n\n{failure}{_table([heading, *rows])}"
+
+
+def learned(found: Evaluation) -> str:
+    """Whether training was successful; if not, what to try.
+
+    It was not if the accuracy is within the 95% interval of that of always giving the same answer.
+    """
+    if found.has_learned:
+        return "Training finished successfully."
+    answer, accuracy = found.always
+    return (
+        f"Training ended, but on {counted(found.examples, 'example')} the network is no better "
+        f"than always answering {answer} (accuracy {accuracy:.4f}): try a lower --learning-rate, "
+        "or more --epochs"
+    )
 
 
 def shown(value: Any) -> str:
-    """The value of an option, in few characters."""
+    """The value of an option, in few characters; of a path the name alone."""
     if isinstance(value, list | tuple):
-        return ",".join(map(shown, value))
-    return f"{value:g}" if isinstance(value, float) else Path(str(value)).name
+        return ",".join(number(one) if isinstance(one, float) else str(one) for one in value)
+    if isinstance(value, float):
+        return number(value)
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else str(value)
 
 
 def _page(run: Path, start: Start, state: State, changed: Mapping[str, Any]) -> str:
     """The page about the run, in Markdown."""
     environment = start.environment
-    docstring = ast.get_docstring(ast.parse(start.experiment.read_bytes())) or ""
     options = [["option", "value"], *([name, f"`{value}`"] for name, value in changed.items())]
-    lineage = f"Forked from `{start.config.fork}`, step {start.config.at_step}."
     patch = _beginning(run / "uncommitted.diff")
+    lineage = f"Forked from `{start.config.fork}`, step {start.config.at_step}."
     summary: list[str] = []
     state.model.summary(print_fn=lambda line, **_: summary.append(line), line_length=80)
     git = environment.get("git")
     commit = git.get("commit") if isinstance(git, dict) else None
+    code = f"commit `{commit}`" if commit else f"no git commit; the run has it in `{CODE}/`"
     parts = [
         f"## {start.experiment.stem}",
-        docstring,
+        _docstring(run / CODE / start.experiment.name),
         f"Run directory: `{run.resolve()}`",
         lineage if start.config.fork is not None else "",
         "## Options that differ from the experiment's defaults",
@@ -99,7 +137,7 @@ def _page(run: Path, start: Start, state: State, changed: Mapping[str, Any]) -> 
         "## Commands",
         _block(_beginning(run / "command.txt")),
         "## Code",
-        f"commit `{commit}`" + (", with these uncommitted changes:" if patch else ""),
+        code + (", with these uncommitted changes:" if patch else ""),
         _block(patch),
         "## Environment",
         _table([["what", "value"], *_environment(environment)]),
@@ -109,17 +147,30 @@ def _page(run: Path, start: Start, state: State, changed: Mapping[str, Any]) -> 
     return "\n\n".join(part for part in parts if part)
 
 
+def _docstring(file: Path) -> str:
+    """The docstring of a Python file; empty without one, or if the file can't be parsed."""
+    with contextlib.suppress(OSError, ValueError, SyntaxError):  # a user may be editing it
+        return ast.get_docstring(ast.parse(file.read_bytes())) or ""
+    return ""
+
+
 def _environment(environment: Mapping[str, Any]) -> list[list[str]]:
     """Rows on the software and hardware; a part of parts has a row for each."""
     rows = []
-    for part in ("python", "packages", "platform", "cpu", "cores", "devices", "threads", "flags"):
+    for part in (*DECISIVE, "platform"):
         value = environment.get(part)
+        if isinstance(value, list):
+            value = " ".join(map(str, value))
         several = value.items() if isinstance(value, dict) else [("", value)]
-        rows += [[f"{part} {name}".strip(), f"`{one}`"] for name, one in several]
+        rows += [[f"{part} {name}".strip(), _code(one)] for name, one in several]
     data = environment.get("data")
     return rows + [
-        [f"data {k}", f"`{v}`"] for k, v in (data if isinstance(data, dict) else {}).items()
+        [f"data {k}", _code(v)] for k, v in (data if isinstance(data, dict) else {}).items()
     ]
+
+
+def _code(value: Any) -> str:
+    return "unknown" if value is None else f"`{value}`"
 
 
 def _table(rows: list[list[str]]) -> str:

@@ -134,11 +134,11 @@ class TrainingProgress:
         self._show_line([f"{TEST if split == TEST else 'validation'} {first}", *others], best)
 
     def show_end(self) -> None:
-        """Prints how long training took, and after which epoch it ended."""
+        """Prints how long the steps of training took, and after which epoch it ended."""
         since = f" since step {self._first}" if self._first else ""
         ended = f"{self._plan.epochs_done(self._step):g}/{self._plan.epochs:g}"
-        took = f"Training took {self._seconds:.1f} s{since}, evaluation apart"
-        self._screen.say_folded(f"{took}, and ended after epoch {ended}")
+        took = f"Training steps took {self._seconds:.1f} s{since}"
+        self._screen.say_folded(f"{took}; training ended after epoch {ended}")
 
     def _show_line(self, validation: Sequence[str] = (), best: bool = False) -> None:
         training = _figures({name: total / self._examples for name, total in self._sums.items()})

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from research.config import Config
 from research.data.batches import take_batch
 from research.data.dataset import Split
 from research.recording.checkpoints import Checkpoint
@@ -33,7 +34,7 @@ class Recorder:
         directory: the run directory, which holds the logs in ``logs``.
         logs: the logs so far.
         at: the checkpoint from which the run starts or resumes.
-        holdout: whether validation uses held-out examples, and not the test set.
+        config: says what the run validates on, and in which precision.
 
     Attributes:
         validations: the lines of metrics.jsonl about validation, in order.
@@ -48,10 +49,10 @@ class Recorder:
         directory: RunDirectory,
         logs: Logs,
         at: Checkpoint,
-        holdout: bool,
+        config: Config,
     ) -> None:
         self._directory = directory
-        self._holdout = holdout
+        self._config = config
         self._began = time.monotonic() - at.seconds
         logged = logs.logged()
         self._lines = collections.Counter(logged.lines)
@@ -106,8 +107,9 @@ class Recorder:
     def final(self, step: int, found: Validation, embedding: Array, split: Split) -> None:
         """Writes the evaluation of the exported model for TensorBoard.
 
-        Nothing is drawn of the test set if the run has validated on it after this step: the same
-        figures and pictures are there.
+        Nothing is drawn of the test set if a float32 run has validated on it after this step: the
+        same figures and pictures are there. Under mixed precision they are not: the exported model
+        computes in float32.
 
         Args:
             step: number of steps done.
@@ -117,7 +119,8 @@ class Recorder:
         """
         self._directory.check()
         last = self.validations[-1]["step"] if self.validations else None
-        folder = TEST if split.name == TEST and (self._holdout or last != step) else VALIDATION
+        there = not self._config.holdout and last == step and self._config.precision == "float32"
+        folder = TEST if split.name == TEST and not there else VALIDATION
         if folder == TEST:
             self.board.scalars(TEST, step, found.figures)
             self.board.evaluation(TEST, step, found, split)

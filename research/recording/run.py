@@ -245,7 +245,7 @@ def begin(start: Start, resumed: RunDirectory | None, state: State) -> Iterator[
         else:
             directory = resumed
             _go_on(directory, start)
-        recorder = Recorder(directory, start.logs, start.at, holdout=config.holdout > 0)
+        recorder = Recorder(directory, start.logs, start.at, config)
         status: Status = "failure"
         result = ""
         try:

@@ -37,6 +37,22 @@ TAGS = (
         "examples classified correctly; in training, by the step's own labels, with dropout",
     ),
     Tag(
+        *("loss_harder", _TRAIN, "nats"),
+        "in `harder_half.py`: mean loss of the half of the batch that is learned from",
+    ),
+    Tag(
+        *("loss_nearby", _TRAIN, "nats"),
+        "in `sam.py`: loss at the nearby weights whose gradient makes the update",
+    ),
+    Tag(
+        *("robust_accuracy", _EVALUATED, _FRACTION),
+        "in `pgd.py` and `robustness.py`: accuracy on images attacked by PGD",
+    ),
+    Tag(
+        *("corrupted_accuracy", _EVALUATED, _FRACTION),
+        "in `pgd.py` and `robustness.py`: mean accuracy under fifteen corruptions, severity 3",
+    ),
+    Tag(
         *("optimizer/learning_rate", _TRAIN, "none"),
         "learning rate that the last step's update used",
     ),

@@ -21,6 +21,7 @@ from research.files import (
     storage_errors,
     sync,
 )
+from research.printable import printable
 from research.recording import figures
 from research.recording.tags import description
 from research.results.evaluation import Validation, calibration_bins
@@ -358,7 +359,7 @@ def _done(future: Future[None]) -> bool:
 
 
 def _words(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return printable(" ".join(map(str, value)) if isinstance(value, list | tuple) else value)
 
 
 def _layout() -> layout_pb2.Layout:

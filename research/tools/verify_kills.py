@@ -82,8 +82,9 @@ def killed_and_resumed(
     try:
         whole = program.uninterrupted(arguments, source)
         say(f"uninterrupted: {whole.end:.1f} seconds, {whole.checkpoint:.1f} to its checkpoint")
-        to_land, most = counted(len(signals), "signal"), most_seconds(len(signals), whole)
-        say(f"{to_land}: about {len(signals) * whole.end:.0f} seconds, at most {most:.0f}")
+        sent, most = len(signals) + of_forks, most_seconds(len(signals), whole)
+        most += most_seconds(of_forks, whole) if of_forks else 0
+        say(f"{counted(sent, 'signal')}: about {sent * whole.end:.0f} to {most:.0f} seconds")
         runs = (Training(arguments, whole, folder / f"run-{n}") for n in itertools.count(1))
         check = Killer(program, signals, rng, say).check(name, runs)
         yield check
@@ -199,7 +200,8 @@ class Killer:
     def check(self, name: str, trainings: Iterator[Training]) -> Check:
         """Runs one training after another until all signals have landed, or gives up.
 
-        It gives up after 2 n + 5 runs for n signals, or after ``most_seconds``.
+        It gives up after 2 n + 5 runs for n signals, or with the run in which ``most_seconds``
+        have passed.
         """
         asked, begun, runs = len(self._signals), time.monotonic(), 0
         seconds, limit = 0.0, np.inf
@@ -439,7 +441,7 @@ def _activity(training: Training, said: str) -> str:
         return "saving"
     if "Training for" not in said:
         return "starting" if checkpoint_paths(run / "checkpoints") else "creating the directory"
-    if "Training took" in said:
+    if "Training steps took" in said:
         return "exporting"
     # A line about training precedes each validation, and a line about the validation follows it.
     validated = {

@@ -164,7 +164,7 @@ def test_a_whole_training_in_a_narrow_terminal(
         "network MnistCNN, 92,642 parameters",
         ", float32 seed 0 options --epochs 2 --batch-size 20",
         "--dense-width 8 Training for 26 steps; see run",
-        "evaluation apart, and ended after epoch 2/2 Best: epoch",
+        "training ended after epoch 2/2 Best: epoch",
         "Training finished successfully. Held-out loss:",
     ):
         assert expected in words
@@ -192,3 +192,5 @@ def test_a_training_at_chance_level_is_no_success(data_file: Path, run_here: Run
     assert "test loss" in result.stdout and "validation" not in result.stdout
     assert "best" not in result.stdout.lower()  # nothing is selected by the test set
     assert Path("run", "mnist.h5").exists()
+    (events,) = Path("run").glob("events.out.tfevents.*")  # TensorBoard's Text dashboard says so
+    assert b"**Training ended, but on 100 examples the network is no better" in events.read_bytes()
