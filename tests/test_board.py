@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
 import re
 import shutil
+import signal
+import tempfile
 import time
 import urllib.parse
 import urllib.request
@@ -138,8 +141,12 @@ def test_odd_runs_are_named_too(tmp_path: Path) -> None:
     assert set(names) == {"usual/a-0", "usual/b-0", "long/" + "d" * 250, "foreign/a"}
 
 
-def test_the_board_follows_experiments_that_begin_later(finished_run: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_board_follows_experiments_that_begin_later_and_leaves_nothing(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = tmp_path / "runs"
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     shutil.copytree(finished_run, runs / "one", symlinks=True)
 
     def columns(address: str) -> set[str]:
@@ -157,7 +164,26 @@ def test_the_board_follows_experiments_that_begin_later(finished_run: Path, tmp_
         until = time.monotonic() + 30
         while "alpha" not in (found := columns(address)) and time.monotonic() < until:
             time.sleep(0.5)
+        assert len(list(tmp_path.glob("research-board-*"))) == 1
     assert {"alpha", "experiment", "dropout"} <= found
+    assert list(tmp_path.glob("research-board-*")) == []  # it was ended by SIGTERM
+
+
+def test_a_board_without_room_for_its_temporary_directory_says_so_in_one_line(
+    tmp_path: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "run", "mnist_cnn")
+
+    def full(*_: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setenv("TMPDIR", "here")
+    result = run_here("research", "board", "run")
+    assert result.status == 1
+    assert result.stderr.startswith("error: here: can't be written (No space left on device); ")
+    assert result.stderr.count("\n") == 1
 
 
 def test_the_links_open_on_what_matters() -> None:

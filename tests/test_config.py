@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shlex
 from pathlib import Path
+from typing import Annotated
 
 from research.config import Config, options_that_differ, parse
 from research.errors import InputError
@@ -13,6 +14,7 @@ from research.help import explanations
 from research.verbs import VERBS
 
 import pytest
+import tyro
 from conftest import EXPERIMENTS, REPOSITORY, RunHere
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
@@ -160,6 +162,24 @@ def test_help_of_an_experiment_shows_all_its_options_in_groups(
         assert f" --{field.name.replace('_', '-')} " in shown
         assert texts[field.name] in shown
     assert "fractions allowed. Default: 18. --batch-size INT" in shown
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bare(Config):
+    """A configuration without options of its own, and without one that all have."""
+
+    warmup_epochs: Annotated[float, tyro.conf.Suppress] = 0.0
+
+
+def test_help_leaves_out_empty_groups_and_suppressed_options(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse(Bare, ["--help"], "About.")
+    shown = capsys.readouterr().out
+    assert not stop.value.code
+    assert "this experiment" not in shown and "--warmup-epochs" not in shown
+    assert "\ntraining\n  --epochs FLOAT " in shown
 
 
 def test_help_shows_the_options_of_a_run_that_goes_on(

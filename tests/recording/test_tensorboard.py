@@ -308,6 +308,18 @@ def test_what_a_step_returns_shows_up(data_file: Path, tmp_path: Path, run_here:
     assert pixels(values(events, "pictures/batch")[10])[:2, :2].mean() > 190
 
 
+def test_under_mixed_precision_the_figures_of_the_file_have_their_own_curves(
+    data_file: Path, tmp_path: Path, run_here: RunHere
+) -> None:
+    options = ("--data", data_file, "--epochs", "1", "--dense-width", "16", "--batch-size", "32")
+    mixed = ("--precision", "mixed_bfloat16", "--run-dir", "run")
+    assert run_here(EXPERIMENT, *options, *mixed).status == 0
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())["test"]
+    for name in ("loss", "accuracy"):
+        shown = values(read(tmp_path / "run" / "test"), name)
+        assert shown == {10: pytest.approx(found[name], rel=1e-6)}
+
+
 def test_a_stopped_a_failed_and_a_resumed_run_say_so(
     data_file: Path, tmp_path: Path, run_here: RunHere
 ) -> None:

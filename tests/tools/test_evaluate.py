@@ -73,6 +73,7 @@ def test_each_mistake_is_drawn_beside_its_answer(
     split = make_split(20)
     probabilities = np.full((20, 10), 0.01)
     probabilities[:, 3] = 0.91
+    probabilities[1] = [*[1e-6] * 3, 1 - 9e-6, *[1e-6] * 6]
     found = evaluate_probabilities(probabilities, split.labels)
     monkeypatch.setenv("COLUMNS", str(columns))
     with Screen() as screen:
@@ -82,7 +83,9 @@ def test_each_mistake_is_drawn_beside_its_answer(
     assert max(map(len, shown.splitlines())) <= columns
     for mistake in found.most_wrong:
         assert f" test image {mistake.index} " in shown
-        assert f"{mistake.label} taken for 3, 0.9100 " in shown
+        # A confidence that would round to 1 has more digits.
+        confidence = "0.99999 " if mistake.index == 1 else "0.9100 "
+        assert f"{mistake.label} taken for 3, {confidence}" in shown
 
 
 def test_evaluate_shows_the_figures_of_the_run(finished_run: Path, run_here: RunHere) -> None:

@@ -205,9 +205,14 @@ def test_a_check_that_hangs_is_ended_and_named(tmp_path: Path) -> None:
 def test_the_table_is_whole_and_says_what_its_columns_are(
     columns: int,
     data_file: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    odd = Path("[/b].py")  # as rich's markup it ends what has not begun
+    odd.parent.mkdir()
+    odd.write_bytes((EXPERIMENTS / "mnist_cnn.py").read_bytes())
     words = [f"word{n}" for n in range(60)]
     checks = [
         Check("a" * 20, True, "short"),
@@ -216,8 +221,9 @@ def test_the_table_is_whole_and_says_what_its_columns_are(
     monkeypatch.setattr(verify, "step_is_sound", lambda *_: checks)
     monkeypatch.setenv("COLUMNS", str(columns))
     with Screen() as screen:
-        assert not run(Verify(data=data_file, kills=0, stops=0), screen)
+        assert not run(Verify(odd, data=data_file, kills=0, stops=0), screen)
     lines = capfd.readouterr().out.splitlines()
+    assert str(odd) in map(str.strip, lines)
     assert max(map(len, lines)) <= columns
     rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines]
     heads = [row for row, line in zip(rows, lines, strict=True) if line.startswith("┃")]
