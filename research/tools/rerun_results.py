@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,19 +153,9 @@ def compare(
         was, is_now = first.values
         value = f"{first.split} {printable(first.name)} at step {first.step}"
         different.append(f"{value} is {is_now}, and was {was}")
-
-    def may_miss(steps: Steps) -> bool:
-        split, after, _ = steps
-        return (split == TRAIN and after <= relogged) or steps == (VALIDATION, until, until)
-
-    for one, other, whose in ((ours, theirs, "run"), (theirs, ours, "rerun")):
-        missing = [steps for steps in one if steps not in other and not may_miss(steps)]
-        if missing:
-            where = f"the first is {missing[0][0]} at step {missing[0][2]}"
-            lines = counted(len(missing), "line")
-            different.append(f"{lines} of metrics only in the {whose} ({where})")
-        if names := _only_measured_by(one, other):
-            different.append(f"{printable(', '.join(names))} measured only by the {whose}")
+    free = {(VALIDATION, until, until)}
+    free |= {k for k in ours.keys() | theirs.keys() if k[0] == TRAIN and k[1] <= relogged}
+    different += _only_in(ours, theirs, free, "run") + _only_in(theirs, ours, free, "rerun")
     if not different:
         common = len(ours.keys() & theirs.keys())
         of = "" if common == len(ours) else f" of {len(ours)}"
@@ -185,10 +175,20 @@ def compare(
     return Verdict(same, different, first)
 
 
-def _only_measured_by(one: dict[Steps, Line], other: dict[Steps, Line]) -> Sequence[str]:
-    """The values that, in lines about the same steps, only the one run measures."""
+def _only_in(
+    one: Mapping[Steps, Line], other: Mapping[Steps, Line], free: Set[Any], whose: str
+) -> list[str]:
+    """Phrases on the lines, but for free ones, and on the values that only one of two runs has."""
+    found = []
+    if missing := [steps for steps in one if steps not in other and steps not in free]:
+        where = f"the first is {missing[0][0]} at step {missing[0][2]}"
+        lines = counted(len(missing), "line")
+        found.append(f"{lines} of metrics only in the {whose} ({where})")
     common = one.keys() & other.keys()
-    return sorted({name for k in common for name in without_times(one[k]).keys() - other[k].keys()})
+    names = {name for k in common for name in without_times(one[k]).keys() - other[k].keys()}
+    if names:
+        found.append(f"{printable(', '.join(sorted(names)))} measured only by the {whose}")
+    return found
 
 
 def _others(then: dict[str, str], now: dict[str, str]) -> int:
