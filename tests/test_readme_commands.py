@@ -91,6 +91,8 @@ def test_a_command_does_what_the_readme_says(command: str, clone: Path, finished
     run = Path("runs", "mnist_cnn", finished_run.name)
     words = shlex.split(command.replace("IMAGE...", "one.png").replace("RUN", str(run)))
     words = [sys.executable if word == "python" else word for word in words] + added.split()
+    if "--" in words:  # an undecided comparison could take all of 40 pairs
+        words.insert(words.index("--"), "--most-pairs=2")
     shutil.rmtree(clone / "new", ignore_errors=True)
     status = {1} if words[0] == "diff" else {0}
     with subprocess.Popen(words, cwd=clone, stdout=subprocess.PIPE, text=True) as process:
