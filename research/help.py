@@ -22,6 +22,9 @@ from tyro.conf import Positional, Suppress
 EXPLANATION_COLUMN = 28
 NARROW = 70
 
+# Marks a field as an option that is parsed and that --help does not show.
+INTERNAL = "internal"
+
 
 @dataclasses.dataclass(frozen=True)
 class Option:
@@ -42,7 +45,7 @@ class Option:
 
 
 def options_of(kind: type, named: object = None) -> list[Option]:
-    """The options of a dataclass in the order of its fields, without suppressed ones.
+    """The options of a dataclass in the order of its fields, without suppressed and internal ones.
 
     Args:
         kind: the dataclass, which tyro parses.
@@ -53,7 +56,7 @@ def options_of(kind: type, named: object = None) -> list[Option]:
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
         marks = typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
-        if Suppress in marks:
+        if Suppress in marks or INTERNAL in marks:
             continue
         value, choices = _value(hint)
         text = texts.get(field.name, "")

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, get_args
 
 from research.config import require
 from research.errors import InputError
+from research.help import INTERNAL
 
 import tyro
 
@@ -314,7 +315,7 @@ class Bench:
     """Measure instead this many whole trainings, with seeds from 0, and the time of Keras fit."""
     examples: int | None = None
     """With --recording or --trainings: use only this many examples, the first ones."""
-    serve: Annotated[Ours | Literal["trainings"] | None, tyro.conf.Suppress] = None
+    serve: Annotated[Ours | Literal["trainings"] | None, INTERNAL] = None
     """Be one of the measured processes: take a turn for each line of standard input."""
 
     def __post_init__(self) -> None:
