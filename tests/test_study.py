@@ -36,6 +36,7 @@ def finished(study: Path) -> list[str]:
     return sorted(path.parent.name for path in study.glob("*/finished.json"))
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_and_counts_every_training_once(
     tmp_path: Path, data_file: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
