@@ -142,7 +142,6 @@ def test_odd_runs_are_named_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_board_follows_experiments_that_begin_later_and_leaves_nothing(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

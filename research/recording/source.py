@@ -86,11 +86,17 @@ def uncommitted_changes(source: Path) -> bytes:
     patches: list[bytes] = []
     left_out: list[bytes] = []
     room, digestible = LARGEST_PATCH, MOST_DIGESTED
-    made = functools.cache(_is_made_by_a_program)
+
+    @functools.cache  # a virtual environment has tens of thousands of files
+    def made_by_a_program(folder: bytes) -> bool:
+        above = folder.rpartition(b"/")[0]
+        made = bool(folder) and _is_made_by_a_program(root / os.fsdecode(folder))
+        return made or (bool(above) and made_by_a_program(above))
+
     for name in names:
-        path, before = root / os.fsdecode(name), committed.get(name)
-        if any(made(folder) for folder in path.parents if root in folder.parents):
+        if made_by_a_program(name.rpartition(b"/")[0]):
             continue
+        path, before = root / os.fsdecode(name), committed.get(name)
         size = _size(path)
         try:
             if room <= 0 or len(patches) == MOST_FILES:
