@@ -61,6 +61,7 @@ def run(asked: Board, screen: Screen) -> None:
             signal.signal(number, signal.default_int_handler)
     folder = Path(os.environ.get("TMPDIR") or "/tmp")
     with (
+        contextlib.suppress(KeyboardInterrupt),  # the usual end, at whatever moment
         storage_errors(folder, tf.errors.OpError),
         tempfile.TemporaryDirectory(prefix="research-board-") as temporary,
     ):
@@ -82,7 +83,7 @@ def run(asked: Board, screen: Screen) -> None:
             screen.say(f"{what}: {link}")
         screen.say('An open page follows a training once "Reload data" is on: the gear, top right.')
         # The viewer of profiles logs every request to standard error.
-        with contextlib.suppress(KeyboardInterrupt), silenced_stderr():
+        with silenced_stderr():
             while True:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
                 links.update(roots)
