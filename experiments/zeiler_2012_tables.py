@@ -23,8 +23,8 @@ from research.errors import InputError
 from research.experiment import load
 from research.files import replaced_atomically, storage_errors
 from research.recording.figures import GRID, INK
-from research.screen import Screen
-from research.study import Study, main, train, whole
+from research.screen import Screen, run_and_exit
+from research.study import Study, train, whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -275,4 +275,4 @@ def run(screen: Screen) -> int:
 
 
 if __name__ == "__main__":
-    main(run)
+    run_and_exit(run)

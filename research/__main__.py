@@ -14,10 +14,9 @@ from research.config import (
     refuse_unknown_options,
     require_working_directory,
 )
-from research.errors import InputError, NonFiniteError, StorageError, one_line
+from research.errors import InputError
 from research.help import options_of, show_help
-from research.screen import Screen
-from research.stderr import show_error
+from research.screen import Screen, run_and_exit
 from research.verbs import VERBS, Compare, Verb, Verify
 
 import tyro
@@ -29,41 +28,30 @@ WITH_OPTIONS = (["verify"], ["compare"])
 
 
 def main() -> None:
-    """Runs one verb and exits: with status 2 and one line of explanation after bad input.
+    """Runs one verb and exits as ``run_and_exit`` does; with 1 if the verb reports a failure."""
+    run_and_exit(_work)
 
-    The status is 1 if a file or the answer can't be written, or the verb reports a failure.
+
+def _work(screen: Screen) -> int:
+    """Runs the verb that the command line names; returns the exit status.
+
+    Raises:
+        SystemExit: with status 0, after ``--help`` has been printed.
     """
-    status, message = 0, ""
-    with Screen() as screen:
-        try:
-            with parse_errors_in_one_line():
-                words, options = divide(sys.argv[1:])
-                if words[:1] in (["-h"], ["--help"]):
-                    show_verbs()
-                    raise SystemExit(0)
-                refuse_unknown(words)
-                if asks_for_help(words):
-                    show_verb(words[0])
-                    raise SystemExit(0)
-                verb: Verb = tyro.cli(Verb, args=words, prog=PROGRAM)
-                if isinstance(verb, Verify | Compare):
-                    verb = dataclasses.replace(verb, options=options)
-            require_working_directory()
-            status = 1 if run(verb, screen) is False else 0
-        except (InputError, NonFiniteError) as error:
-            status, message = 2, one_line(error)
-        except StorageError as error:
-            status, message = 1, str(error)
-        except SystemExit as stop:
-            if stop.code:
-                raise
-        except KeyboardInterrupt:
-            status = 130
-        if not status and (message := screen.output_error()):
-            status = 1
-    if message:
-        show_error(f"error: {message}")
-    sys.exit(status)
+    with parse_errors_in_one_line():
+        words, options = divide(sys.argv[1:])
+        if words[:1] in (["-h"], ["--help"]):
+            show_verbs()
+            raise SystemExit(0)
+        refuse_unknown(words)
+        if asks_for_help(words):
+            show_verb(words[0])
+            raise SystemExit(0)
+        verb: Verb = tyro.cli(Verb, args=words, prog=PROGRAM)
+        if isinstance(verb, Verify | Compare):
+            verb = dataclasses.replace(verb, options=options)
+    require_working_directory()
+    return 1 if run(verb, screen) is False else 0
 
 
 def run(verb: Verb, screen: Screen) -> bool | None:

@@ -319,18 +319,26 @@ def config_as_json(config: Config) -> dict[str, Any]:
     """The fields of a configuration as JSON values; paths become absolute."""
     fields = dataclasses.asdict(config)
     del fields["resume"]  # a resumed run stays the same run
-    return {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in fields.items()}
+    return _as_json(fields)
 
 
 def defaults_as_json(config_type: type[Config]) -> dict[str, Any]:
     """The defaults of the options as JSON values; an option without a default is left out."""
+    return _as_json(_defaults(config_type))
+
+
+def _as_json(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in fields.items()}
+
+
+def _defaults(config_type: type[Config]) -> dict[str, Any]:
     found = {}
     for field in dataclasses.fields(config_type):
         if field.default is not dataclasses.MISSING:
             found[field.name] = field.default
         elif field.default_factory is not dataclasses.MISSING:
             found[field.name] = field.default_factory()
-    return {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in found.items()}
+    return found
 
 
 def decisive_options(config: Config) -> dict[str, Any]:
@@ -346,16 +354,12 @@ def options_that_differ(config: Config) -> list[str]:
 
     The seed and the directories of runs are left out.
     """
-    found = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        makes = field.default_factory
-        default = field.default if makes is dataclasses.MISSING else makes()
-        apart = field.name in ("seed", "run_dir", "resume", "fork", "at_step")
-        if apart or value == default:
-            continue
-        found.append(option_as_typed(field.name, value))
-    return found
+    defaults, apart = _defaults(type(config)), ("seed", "run_dir", "resume", "fork", "at_step")
+    return [
+        option_as_typed(name, value)
+        for name, value in vars(config).items()
+        if name not in apart and (name not in defaults or value != defaults[name])
+    ]
 
 
 def option_as_typed(name: str, value: Any) -> str:

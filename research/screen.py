@@ -9,12 +9,14 @@ import re
 import select
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
+from research.errors import InputError, NonFiniteError, StorageError, one_line
 from research.files import storage_errors
 from research.printable import folded
-from research.stderr import DivertedStderr
+from research.stderr import DivertedStderr, show_error
 
 from rich.console import Console
 from rich.text import Text
@@ -132,3 +134,29 @@ def _text(output: _Output, like: TextIO | None) -> io.TextIOWrapper:
     return io.TextIOWrapper(
         io.BufferedWriter(output), encoding, errors="backslashreplace", line_buffering=True
     )
+
+
+def run_and_exit(work: Callable[[Screen], int]) -> NoReturn:
+    """Runs a program on a screen and exits with the status that it returns.
+
+    The status is 2 after bad input, with one line of explanation; 1 if a file or the answer can't
+    be written; and 130 after Ctrl-C.
+    """
+    status, message = 0, ""
+    with Screen() as screen:
+        try:
+            status = work(screen)
+        except (InputError, NonFiniteError) as error:
+            status, message = 2, one_line(error)
+        except StorageError as error:
+            status, message = 1, str(error)
+        except SystemExit as stop:
+            if stop.code:
+                raise
+        except KeyboardInterrupt:
+            status = 130
+        if not status and (message := screen.output_error()):
+            status = 1
+    if message:
+        show_error(f"error: {message}")
+    sys.exit(status)

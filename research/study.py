@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from research.comparing.checkout import PROJECT, code_sha256, copy_code
 from research.comparing.comparison import lock_comparison
@@ -28,7 +27,6 @@ from research.recording.code import library_sha256
 from research.recording.run_directory import CODE
 from research.screen import Screen
 from research.signals import StopRequest
-from research.stderr import show_error
 
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
@@ -204,25 +202,3 @@ def _progress(screen: Screen) -> Progress:
         disable=not screen.console.is_terminal,
         transient=True,
     )
-
-
-def main(work: Callable[[Screen], int]) -> NoReturn:
-    """Runs a study's program and exits, with the statuses of the verbs."""
-    status, message = 0, ""
-    with Screen() as screen:
-        try:
-            status = work(screen)
-        except InputError as error:
-            status, message = 2, one_line(error)
-        except StorageError as error:
-            status, message = 1, str(error)
-        except SystemExit as stop:
-            if stop.code:
-                raise
-        except KeyboardInterrupt:
-            status = 130
-        if not status and (message := screen.output_error()):
-            status = 1
-    if message:
-        show_error(f"error: {message}")
-    sys.exit(status)

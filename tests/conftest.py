@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import runpy
+import signal
 import stat
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from research.processor import onednn_aborts
 from research.recording.run import Run, begin
 from research.recording.run_directory import code_sha256, lock_directory, read_code
 from research.recording.start import find_start
+from research.signals import SIGNALS
 from research.training.optimizer import Adadelta
 from research.training.state import State
 
@@ -145,6 +147,15 @@ def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:
         kind = path.lstat().st_mode
         found[path] = (kind, path.read_bytes() if stat.S_ISREG(kind) else b"")
     return found
+
+
+@pytest.fixture
+def handlers_as_before() -> Iterator[None]:
+    """Gives signals back the handlers that they had before the test."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

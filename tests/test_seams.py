@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from research.recording.checkpoints import checkpoint_paths
 from research.recording.progress import TrainingProgress
 from research.recording.tensorboard import TensorBoardWriter
 from research.results import evaluation
-from research.signals import SIGNALS
 from research.tools.load_experiment import load_experiment
 from research.tools.verify_kills import left_by
 
@@ -54,16 +53,11 @@ def file_of(name: str) -> Path:
     return (EXPERIMENTS if name in IDEAS else EXAMPLES) / f"{name}.py"
 
 
+pytestmark = pytest.mark.usefixtures("handlers_as_before")
+
+
 class Killed(BaseException):
     """Ends a run as SIGKILL does: no checkpoint is saved."""
-
-
-@pytest.fixture(autouse=True)
-def handlers_as_before() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:

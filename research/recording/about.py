@@ -12,7 +12,7 @@ from typing import Any
 
 from research.config import config_as_json, decisive_options, defaults_as_json
 from research.data.dataset import Split
-from research.files import is_regular, sha256
+from research.files import as_object, is_regular, sha256
 from research.printable import counted, number
 from research.recording.environment import DECISIVE
 from research.recording.run_directory import CODE
@@ -124,8 +124,7 @@ def _page(run: Path, start: Start, state: State, changed: Mapping[str, Any]) -> 
     lineage = f"Forked from `{start.config.fork}`, step {start.config.at_step}."
     summary: list[str] = []
     state.model.summary(print_fn=lambda line, **_: summary.append(line), line_length=80)
-    git = environment.get("git")
-    commit = git.get("commit") if isinstance(git, dict) else None
+    commit = as_object(environment.get("git")).get("commit")
     code = f"commit `{commit}`" if commit else f"no git commit; the run has it in `{CODE}/`"
     parts = [
         f"## {start.experiment.stem}",
@@ -163,10 +162,8 @@ def _environment(environment: Mapping[str, Any]) -> list[list[str]]:
             value = " ".join(map(str, value))
         several = value.items() if isinstance(value, dict) else [("", value)]
         rows += [[f"{part} {name}".strip(), _code(one)] for name, one in several]
-    data = environment.get("data")
-    return rows + [
-        [f"data {k}", _code(v)] for k, v in (data if isinstance(data, dict) else {}).items()
-    ]
+    data = as_object(environment.get("data"))
+    return rows + [[f"data {k}", _code(v)] for k, v in data.items()]
 
 
 def _code(value: Any) -> str:

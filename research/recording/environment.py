@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from research.files import as_object
 from research.printable import counted
 from research.processor import vector_extensions
 from research.recording.source import commit_of
@@ -88,7 +89,7 @@ def differences(before: Any, now: dict[str, Any]) -> list[str]:
             since users can edit the file.
         now: from ``describe_environment``.
     """
-    before = before if isinstance(before, dict) else {}
+    before = as_object(before)
     different = different_values(before, now)
     extensions = different.pop("extensions", None)
     found = [_difference(name, *values) for name, values in different.items()]

@@ -12,13 +12,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from research.files import read_sealed_json, write_sealed_json
 from research.recording.run_directory import is_locked, lock
-from research.signals import SIGNALS
 
 import pytest
 from conftest import EXPERIMENTS, REPOSITORY, RunHere, contents
@@ -39,12 +37,7 @@ def loop(training):
 """
 
 
-@pytest.fixture(autouse=True)
-def handlers_as_before() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("handlers_as_before")
 
 
 def with_loop(folder: Path, happens: str) -> Path:
