@@ -62,7 +62,7 @@ def run(asked: Predict, screen: Screen) -> bool:
             runner_up = f"{second} ({row[second]:.4f})"
             here = is_unsure(digit.pixels, float(row.max()))
             unsure |= here
-            sure = Text("unsure", style="yellow") if here else Text("sure", style="green")
+            sure = Text("unsure", style="magenta") if here else Text("sure", style="green")
             cells = (str(first), below_one(float(row[first])), runner_up, sure)
             table.add_row(Text(printable(path)), *cells)
         screen.console.print(table)

@@ -29,7 +29,7 @@ RUNS = Path("runs")
 WIDE = 110
 Found = Summary | ComparisonSummary
 STYLES = {
-    **{"running": "bold cyan", "finished": "green", "stopped": "yellow", "killed": "yellow"},
+    **{"running": "bold cyan", "finished": "green", "stopped": "magenta", "killed": "magenta"},
     **{"failed": "bold red", "damaged": "bold red"},
 }
 
