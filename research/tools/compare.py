@@ -296,7 +296,7 @@ def more(found: dict[str, Any], number: int) -> str:
     return f"{finding['challenger']}: {'; '.join(said)}"
 
 
-_STYLES = {"better": "bold green", "worse": "bold red", "undecided": "yellow"}
+_STYLES = {"better": "bold green", "worse": "bold red", "undecided": "magenta"}
 
 
 def _mean(result: dict[str, Any], metric: Metric) -> str:
