@@ -22,6 +22,8 @@ _SEAL = "sha256"
 
 # The most that read_json reads, in bytes. A few kilobytes are usual.
 LARGEST_JSON = 16 << 20
+# The most that read_source reads of a file of code, in bytes.
+LARGEST_SOURCE = 16 << 20
 # The remedies for errors of the operating system.
 _REMEDIES = {
     os.strerror(number): remedy
@@ -155,6 +157,15 @@ def read_regular(path: Path, most: int) -> bytes:
     if len(content) > most:
         raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
     return content
+
+
+def read_source(path: Path) -> bytes:
+    """The content of a file of code in a run directory.
+
+    Raises:
+        OSError: if it can't be read, is not a regular file, or is larger than ``LARGEST_SOURCE``.
+    """
+    return read_regular(path, LARGEST_SOURCE)
 
 
 def read_json(path: Path) -> Any:

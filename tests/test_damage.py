@@ -130,6 +130,26 @@ def test_a_damaged_file_is_never_a_silent_loss(
     damage_and_resume(seed, killed_run, left_by(finished_run), tmp_path, run_here)
 
 
+def test_code_that_is_no_file_is_not_waited_for(
+    killed_run: Path, finished_run: Path, tmp_path: Path, run_here: RunHere
+) -> None:
+    run = shutil.copytree(killed_run, tmp_path / "run")
+    fifo(run / "code" / "mnist_cnn.py", random.Random(0), [])
+    signal.signal(signal.SIGALRM, hanging)
+    signal.alarm(120)
+    try:
+        refused = run_here("research", "rerun", "run")
+        assert (refused.status, refused.stdout) == (2, ""), refused
+        assert "it is a FIFO, not a file" in refused.stderr
+        shown = run_here("research", "diff", "run", finished_run)
+        assert (shown.status, shown.stderr) == (0, ""), shown
+        resumed = run_here(EXPERIMENT, "--resume", "run")
+        assert (resumed.status, resumed.stderr) == (0, ""), resumed
+        assert "mnist_cnn.py has been edited" in resumed.stdout
+    finally:
+        signal.alarm(0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 500, 100))
 def test_500_damaged_files(

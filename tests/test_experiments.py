@@ -226,9 +226,9 @@ def test_bench_shows_tables_and_says_which_loop_fails(tmp_path: Path) -> None:
     assert shown.returncode == 0, shown.stderr
     for words in ("time over floor", "ours-float32: operation", "n = 2", "Floor: the 10.1 GFLOP"):
         assert words in shown.stdout
-    # A variable set after the import of this project affects Keras and PyTorch only.
-    code = "import os; from research.__main__ import main; os.environ['KERAS_BACKEND'] = 'none'; "
-    code += "main()"
+    # Keras is imported here before the variable is set, which thus affects other processes only.
+    code = "import os; from research.__main__ import main; import keras; "
+    code += "os.environ['KERAS_BACKEND'] = 'none'; main()"
     failed = run_python(
         *("-c", code, "bench", "--blocks", "2", "--steps", "2", "--loops", "fit-float32"),
         cwd=tmp_path,

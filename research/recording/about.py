@@ -12,7 +12,7 @@ from typing import Any
 
 from research.config import config_as_json, decisive_options, defaults_as_json
 from research.data.dataset import Split
-from research.files import as_object, is_regular, sha256
+from research.files import as_object, is_regular, read_source, sha256
 from research.printable import counted, number
 from research.recording.environment import DECISIVE
 from research.recording.run_directory import CODE
@@ -149,7 +149,7 @@ def _page(run: Path, start: Start, state: State, changed: Mapping[str, Any]) -> 
 def _docstring(file: Path) -> str:
     """The docstring of a Python file; empty without one, or if the file can't be parsed."""
     with contextlib.suppress(OSError, ValueError, SyntaxError):  # a user may be editing it
-        return ast.get_docstring(ast.parse(file.read_bytes())) or ""
+        return ast.get_docstring(ast.parse(read_source(file))) or ""
     return ""
 
 

@@ -18,7 +18,15 @@ from typing import Any
 
 from research.config import Config, config_as_json
 from research.errors import InputError, StorageError, one_line
-from research.files import open_regular, sha256, storage_errors, sync, write_json, write_sealed_json
+from research.files import (
+    open_regular,
+    read_source,
+    sha256,
+    storage_errors,
+    sync,
+    write_json,
+    write_sealed_json,
+)
 from research.recording.code import copy_code, copy_library
 
 # What a run leaves that has finished, or became non-finite. A resumed run removes both first.
@@ -195,7 +203,7 @@ def read_code(run: Path) -> dict[str, bytes]:
         ValueError: if the archive of the library is damaged.
     """
     files = (run / CODE).rglob("*.py")
-    code = {path.relative_to(run).as_posix(): path.read_bytes() for path in files}
+    code = {path.relative_to(run).as_posix(): read_source(path) for path in files}
     with open_regular(run / LIBRARY) as file:
         try:
             archive = zipfile.ZipFile(file)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from research.comparing.evidence import weights_sha256
-from research.files import as_object, open_regular, read_object
+from research.files import as_object, open_regular, read_object, read_source
 from research.recording.code import trained_with, unified
 from research.recording.environment import different_values
 from research.recording.metrics import NAME as METRICS
@@ -91,7 +91,7 @@ def code_files(one: Summary, other: Summary) -> Files | None:
     try:
         ours, theirs = (
             {
-                path.relative_to(folder).as_posix(): path.read_bytes()
+                path.relative_to(folder).as_posix(): read_source(path)
                 for path in folder.rglob("*.py")
             }
             for folder in (one.run / CODE, other.run / CODE)

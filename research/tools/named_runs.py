@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from research.comparing.comparison import QUESTION
+from research.files import read_json
 from research.printable import printable
 from research.recording.about import shown
 
@@ -132,7 +132,7 @@ def cut(text: str, most: int) -> str:
 
 def _config(run: Path) -> dict[str, Any]:
     try:
-        config = json.loads((run / "config.json").read_bytes())
+        config = read_json(run / "config.json")
         repr(config)  # raises RecursionError where another function would, too
     except (OSError, ValueError, RecursionError):
         return {}  # it is being written, or is somebody else's
