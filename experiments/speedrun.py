@@ -1,9 +1,10 @@
 """The shortest training to a mean test accuracy of 99.25%.
 
-The reference experiment with five changes. The first layer is not trained: its random filters are
+The reference experiment with six changes. The first layer is not trained: its random filters are
 as good, and a step is a fifth shorter. The learning rate is higher, rises over the first third and
 falls to zero. Images are shifted by up to a pixel. Labels are smoothed. There is no dropout: so
-short a training does not overfit. All five were selected on held-out training examples.
+short a training does not overfit. The second pass, of half the length, visits the examples that had
+the highest loss in the first. All six were selected on held-out training examples.
 
 - Command: python experiments/speedrun.py
 - Duration: about a minute and a half on 2 CPU cores
@@ -15,11 +16,12 @@ from __future__ import annotations
 import dataclasses
 
 from research.data.augmentation import random_shift
-from research.data.batches import Plan
+from research.data.batches import Plan, batch_indices
 from research.experiment import Experiment, main
 from research.network.initialization import set_decorrelating_filters
 from research.network.mnist_cnn import Config as BaseConfig
 from research.network.mnist_cnn import MnistCNN
+from research.seeds import derive_seed
 from research.training.optimizer import adadelta
 from research.training.schedules import Decay
 from research.training.state import State
@@ -52,7 +54,26 @@ def build(config: Config, plan: Plan) -> State:
         ),
         seed=config.seed,
         clip_norm=config.clip_norm,
+        extra={
+            "losses": tf.Variable(tf.zeros([plan.examples])),
+            "order": tf.Variable(tf.zeros([plan.examples], tf.int64)),
+        },
     )
+
+
+def indices(state: State, plan: Plan) -> tf.Tensor:
+    """The next batch, int64 [B]. A pass visits those of the highest loss, as many as are due.
+
+    In the first pass all are due, and no loss is known yet.
+    """
+    order, start = state.extra["order"], state.step % plan.steps_per_epoch
+    if start == 0:
+        due = tf.minimum((plan.steps - state.step) * plan.batch_size, plan.examples)
+        hardest = tf.argsort(state.extra["losses"], direction="DESCENDING", stable=True)[:due]
+        seed = derive_seed(state.seed, "order", state.step // plan.steps_per_epoch)
+        visited = tf.random.experimental.stateless_shuffle(tf.cast(hardest, tf.int64), seed)
+        order.assign(tf.concat([visited, order[due:]], 0))
+    return batch_indices(order, start, plan.batch_size)
 
 
 def step(state: State, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -60,15 +81,19 @@ def step(state: State, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Ten
     images = random_shift(images, state.random_seed("augmentation"), pixels=1)
     with tf.GradientTape() as tape:
         logits = state.model.logits(images, training=True, seed=state.random_seed("dropout"))
-        objective = tf.reduce_mean(state.loss(labels, logits))
+        losses = state.loss(labels, logits)
+        objective = tf.reduce_mean(losses)
     gradients = state.gradients(tape, objective)
     measured = state.update(gradients)
+    gather = tf.distribute.get_replica_context().all_gather
+    visited, losses = gather(state.indices, axis=0), gather(losses, axis=0)
+    state.extra["losses"].scatter_update(tf.IndexedSlices(losses, visited))
     loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(labels, logits))
     accuracy = tf.reduce_mean(tf.keras.metrics.categorical_accuracy(labels, logits))
     return {"loss": loss, "objective": objective, "accuracy": accuracy, **measured}
 
 
-experiment = Experiment(config=Config, build=build, step=step)
+experiment = Experiment(config=Config, build=build, step=step, indices=indices)
 
 if __name__ == "__main__":
     main(experiment)
