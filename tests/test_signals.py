@@ -65,7 +65,7 @@ OPTIONS = (
 )
 
 
-@pytest.mark.parametrize("name", ["SIGHUP", "SIGXCPU"])
+@pytest.mark.parametrize("name", ["SIGHUP", pytest.param("SIGXCPU", marks=pytest.mark.slow)])
 def test_a_run_that_is_stopped_goes_on_as_if_uninterrupted(
     name: str, data_file: Path, finished_run: Path, tmp_path: Path, run_here: RunHere
 ) -> None:
