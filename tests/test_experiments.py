@@ -164,7 +164,7 @@ def test_it_says_where_bfloat16_is_emulated(
     assert ("no hardware for bfloat16" in result.stdout) == (not in_hardware)
 
 
-@pytest.mark.parametrize("log_every", ["1", "20"])
+@pytest.mark.parametrize("log_every", [pytest.param("1", marks=pytest.mark.slow), "20"])
 def test_a_training_that_diverges_says_so_in_one_line(
     log_every: str, data_file: Path, run_here: RunHere
 ) -> None:

@@ -447,8 +447,8 @@ def test_two_replicas_train_as_one_does_but_for_rounding(
 @pytest.mark.slow
 def test_verify_passes(name: str, data_file: Path, run_here: RunHere) -> None:
     own = {"early_stopping": ("--holdout", "60"), "own_loop": ("--holdout", "60")}.get(name, ())
-    # Kills: test_stopped_killed_and_resumed_it_ends_as_uninterrupted has them at chosen steps.
-    command = ("verify", file_of(name), "--data", data_file, "--kills", "1", "--stops", "0")
+    # It is killed in test_stopped_killed_and_resumed_it_ends_as_uninterrupted.
+    command = ("verify", file_of(name), "--data", data_file, "--kills", "0", "--stops", "0")
     result = run_here("research", *command, "--json", "--", *own)
     assert result.status == 0, result.stdout + result.stderr
     assert all(check["holds"] for check in json.loads(result.stdout))

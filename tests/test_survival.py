@@ -211,7 +211,10 @@ def test_an_environment_that_can_not_be_read_is_begun_afresh(
 
 @pytest.mark.parametrize(
     ("schedule", "refused"),
-    [(("--decay", "cosine"), True), (("--warmup-epochs", "0.5"), False)],
+    [
+        (("--decay", "cosine"), True),
+        pytest.param(("--warmup-epochs", "0.5"), False, marks=pytest.mark.slow),
+    ],
 )
 def test_more_epochs_are_refused_where_they_would_change_the_past(
     schedule: tuple[str, str], refused: bool, data_file: Path, tmp_path: Path, run_here: RunHere
@@ -334,6 +337,17 @@ def test_a_fork_goes_on_from_a_checkpoint_of_another_run(
     assert found == expected  # without other options the fork ends like its source
     config = json.loads((tmp_path / "same" / "config.json").read_text())
     assert (config["fork"], config["at_step"]) == (str(run), at)
+    assert left_by(run) == before
+    refused = run_here(EXPERIMENT, "--fork", run, "--at-step", "5", "--run-dir", "refused")
+    assert refused.status == 2
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.slow
+def test_a_fork_may_have_other_options_and_begins_at_the_newest_good_checkpoint(
+    run: Path, run_here: RunHere
+) -> None:
+    before = left_by(run)
     other = run_here(EXPERIMENT, "--fork", run, "--learning-rate", "0.5", "--epochs", "4")
     assert other.status == 0, other.stderr
     assert "Training for 8 steps" in other.stdout
@@ -343,9 +357,6 @@ def test_a_fork_goes_on_from_a_checkpoint_of_another_run(
     fallen_back = run_here(EXPERIMENT, "--fork", run, "--run-dir", "fallen back")
     assert fallen_back.status == 0
     assert f"{newest}: not a good checkpoint" in fallen_back.stdout
-    refused = run_here(EXPERIMENT, "--fork", run, "--at-step", "5", "--run-dir", "refused")
-    assert refused.status == 2
-    assert not (tmp_path / "refused").exists()
 
 
 # On request, this step makes the second convolution NaN within one step.
