@@ -99,8 +99,7 @@ def test_a_variant_runs_and_its_diff_shows_only_the_idea(
 @pytest.mark.parametrize("name", ["speedrun", "best"])
 def test_an_experiment_runs_and_learns(name: str, data_file: Path, run_here: RunHere) -> None:
     options = ("--data", data_file, "--batch-size", "32", "--dense-width", "32", "--epochs", "3")
-    options += ("--run-dir", "run")
-    result = run_here(EXPERIMENTS / f"{name}.py", *options)
+    result = run_here(EXPERIMENTS / f"{name}.py", *options, "--run-dir", "run")
     assert (result.status, result.stderr) == (0, "")
     assert re.search(r"Training steps took \d+\.\d s; training ended after epoch ", result.stdout)
     rows = [json.loads(row) for row in Path("run", "metrics.jsonl").read_text().splitlines()]
@@ -157,9 +156,8 @@ def test_it_says_where_bfloat16_is_emulated(
 ) -> None:
     skip_if_onednn_aborts("mixed_bfloat16")
     monkeypatch.setattr("research.training.strategy.has_bfloat16", lambda: in_hardware)
-    options = ("--precision", "mixed_bfloat16", "--epochs", "1", "--examples", "50")
-    options += ("--dense-width", "8")
-    result = run_here(EXPERIMENTS / "mnist_cnn.py", "--data", data_file, *options)
+    small = ("--epochs", "1", "--examples", "50", "--dense-width", "8", "--data", data_file)
+    result = run_here(EXPERIMENTS / "mnist_cnn.py", *small, "--precision", "mixed_bfloat16")
     assert (result.status, result.stderr) == (0, "")
     assert ("no hardware for bfloat16" in result.stdout) == (not in_hardware)
 
@@ -168,9 +166,17 @@ def test_it_says_where_bfloat16_is_emulated(
 def test_a_training_that_diverges_says_so_in_one_line(
     log_every: str, data_file: Path, run_here: RunHere
 ) -> None:
-    options = ("--epochs", "1", "--learning-rate", "1e30", "--log-every", log_every)
-    options += ("--dense-width", "8")
-    result = run_here(EXPERIMENTS / "mnist_cnn.py", "--data", data_file, *options)
+    options = (
+        "--epochs",
+        "1",
+        "--dense-width",
+        "8",
+        "--learning-rate",
+        "1e30",
+        "--data",
+        data_file,
+    )
+    result = run_here(EXPERIMENTS / "mnist_cnn.py", *options, "--log-every", log_every)
     assert result.status == 1
     assert re.fullmatch(r"error: .* became (nan|inf)\b.*\n", result.stderr)
 
