@@ -177,21 +177,22 @@ def run_here(
     def run(
         program: str | Path, *arguments: str | Path, columns: int = 200, pictures: bool = False
     ) -> Result:
-        for name in () if pictures else ("gallery", "confusion", "reliability"):
-            monkeypatch.setattr(figures, name, lambda *_, **__: pixel.getvalue())
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("COLUMNS", str(columns))
         monkeypatch.setattr(sys, "argv", [str(program), *map(str, arguments)])
         capfd.readouterr()
         before = contents(tmp_path)
         status = 0
-        try:
-            if program == "research":
-                runpy.run_module("research", run_name="__main__", alter_sys=True)
-            else:
-                runpy.run_path(str(program), run_name="__main__")
-        except SystemExit as stop:
-            status = int(stop.code or 0)
+        with monkeypatch.context() as patch:
+            for name in () if pictures else ("gallery", "confusion", "reliability"):
+                patch.setattr(figures, name, lambda *_, **__: pixel.getvalue())
+            try:
+                if program == "research":
+                    runpy.run_module("research", run_name="__main__", alter_sys=True)
+                else:
+                    runpy.run_path(str(program), run_name="__main__")
+            except SystemExit as stop:
+                status = int(stop.code or 0)
         # A refusal changes nothing, not one byte.
         assert status != 2 or contents(tmp_path) == before
         return Result(status, *capfd.readouterr())
