@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import re
@@ -59,14 +60,19 @@ def folder(path: Path, rng: random.Random, others: list[Path]) -> None:
     (path / "mine").touch()
 
 
-def link(path: Path, rng: random.Random, others: list[Path]) -> None:
+def link(target: str, path: Path, rng: random.Random, others: list[Path]) -> None:
     path.rename(path.parent / "elsewhere")
-    path.symlink_to(rng.choice(["elsewhere", "nowhere", path.name, "/dev/zero"]))
+    path.symlink_to(target or path.name)
 
 
-DAMAGES: list[Callable[[Path, random.Random, list[Path]], None]] = [
-    *(flip, flip, cut, empty, delete, swap, fifo, folder, link)
-]
+DAMAGES: dict[str, Callable[[Path, random.Random, list[Path]], None]] = {
+    **{"flip": flip, "cut": cut, "empty": empty, "delete": delete, "swap": swap},
+    **{"FIFO": fifo, "folder": folder},
+    "link to the file": functools.partial(link, "elsewhere"),
+    "link to nothing": functools.partial(link, "nowhere"),
+    "link to itself": functools.partial(link, ""),
+    "link to zeros without end": functools.partial(link, "/dev/zero"),
+}
 
 
 def hanging(number: int, frame: Any) -> None:
@@ -84,18 +90,24 @@ def killed_run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return run
 
 
+def files_of(run: Path) -> list[str]:
+    return sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
+
+
 def damage_and_resume(
-    seed: int, source: Path, expected: dict[str, Any], folder: Path, run_here: RunHere
+    damage: str,
+    name: str,
+    source: Path,
+    expected: dict[str, Any],
+    folder: Path,
+    run_here: RunHere,
 ) -> str:
-    """Damages one file, resumes the run, and says what came of it."""
-    rng, run = random.Random(seed), folder / "run"
+    """Damages one file of a copy of a run, resumes it, and says what came of it."""
+    what, run = f"{damage}: {name}", folder / "run"
     shutil.rmtree(run, ignore_errors=True)
     shutil.copytree(source, run)
-    files = sorted(path for path in run.rglob("*") if path.is_file())
-    path = rng.choice(files)
-    damage = rng.choice(DAMAGES)
-    damage(path, rng, [other for other in files if other != path])
-    what = f"seed {seed}: {damage.__name__} {path.relative_to(run)}"
+    others = [run / other for other in files_of(run) if other != name]
+    DAMAGES[damage](run / name, random.Random(damage), others)
     signal.signal(signal.SIGALRM, hanging)
     signal.alarm(120)
     try:
@@ -123,11 +135,20 @@ def damage_and_resume(
     return "mended, and told" if mended else "lost, and told"
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [("swap", "config.json"), ("link to zeros without end", "code/mnist_cnn.py")],
+)
 def test_a_damaged_file_is_never_a_silent_loss(
-    seed: int, killed_run: Path, finished_run: Path, tmp_path: Path, run_here: RunHere
+    damage: str,
+    name: str,
+    killed_run: Path,
+    finished_run: Path,
+    tmp_path: Path,
+    run_here: RunHere,
 ) -> None:
-    damage_and_resume(seed, killed_run, left_by(finished_run), tmp_path, run_here)
+    expected = left_by(finished_run)
+    damage_and_resume(damage, name, killed_run, expected, tmp_path, run_here)
 
 
 def test_code_that_is_no_file_is_not_waited_for(
@@ -151,13 +172,16 @@ def test_code_that_is_no_file_is_not_waited_for(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(0, 500, 100))
-def test_500_damaged_files(
-    first: int, killed_run: Path, finished_run: Path, tmp_path: Path, run_here: RunHere
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_file_damaged_in_every_way(
+    damage: str, killed_run: Path, finished_run: Path, tmp_path: Path, run_here: RunHere
 ) -> None:
+    """Each file of a killed run, and the files that a finished run has beside these."""
     expected, came_of_it = left_by(finished_run), Counter[str]()
-    for seed in range(first, first + 100):
-        source = killed_run if seed % 2 else finished_run
-        came_of_it[damage_and_resume(seed, source, expected, tmp_path, run_here)] += 1
-    print(dict(came_of_it))
-    assert came_of_it["as uninterrupted"] > 50
+    tried = dict.fromkeys(files_of(finished_run), finished_run)
+    tried |= dict.fromkeys(files_of(killed_run), killed_run)
+    for name, source in tried.items():
+        result = damage_and_resume(damage, name, source, expected, tmp_path, run_here)
+        came_of_it[result] += 1
+    print(f"{len(tried)} files: {dict(came_of_it)}")
+    assert came_of_it["as uninterrupted"] > len(tried) / 3

@@ -90,15 +90,16 @@ def test_a_variant_runs_and_its_diff_shows_only_the_idea(
     diff = list(difflib.ndiff(reference, variant))
     assert len([line for line in diff if line.startswith("- ")]) <= 9
     assert len([line for line in diff if line.startswith("+ ")]) <= 30
-    result = run_here(EXPERIMENTS / f"{name}.py", "--data", data_file, "--epochs", "1")
+    small = ("--data", data_file, "--epochs", "1", "--dense-width", "8")
+    result = run_here(EXPERIMENTS / f"{name}.py", *small)
     assert (result.status, result.stderr) == (0, "")
     assert "Training finished successfully." in result.stdout
 
 
 @pytest.mark.parametrize("name", ["speedrun", "best"])
 def test_an_experiment_runs_and_learns(name: str, data_file: Path, run_here: RunHere) -> None:
-    options = ("--data", data_file, "--batch-size", "32", "--run-dir", "run")
-    result = run_here(EXPERIMENTS / f"{name}.py", *options)
+    options = ("--data", data_file, "--batch-size", "32", "--dense-width", "32", "--epochs", "3")
+    result = run_here(EXPERIMENTS / f"{name}.py", *options, "--run-dir", "run")
     assert (result.status, result.stderr) == (0, "")
     assert re.search(r"Training steps took \d+\.\d s; training ended after epoch ", result.stdout)
     rows = [json.loads(row) for row in Path("run", "metrics.jsonl").read_text().splitlines()]
@@ -120,7 +121,7 @@ def test_a_first_layer_that_is_not_trained_stays_as_it_is(name: str, dataset: Da
         np.testing.assert_array_equal(variable, value)
 
 
-def test_what_a_step_prints_is_seen(data_file: Path, tmp_path: Path) -> None:
+def test_what_a_step_prints_is_seen(data_file: Path, tmp_path: Path, run_here: RunHere) -> None:
     changed = tmp_path / "changed.py"
     text = (EXPERIMENTS / "mnist_cnn.py").read_text()
     changed.write_text(
@@ -128,19 +129,13 @@ def test_what_a_step_prints_is_seen(data_file: Path, tmp_path: Path) -> None:
             "    gradients = ", '    tf.print("| seen within", state.step)\n    gradients = '
         )
     )
-    result = run_python(changed, "--data", data_file, "--epochs", "1", cwd=tmp_path)
-    assert result.returncode == 0, result.stdout + result.stderr
+    result = run_here(changed, "--data", data_file, "--epochs", "1", "--dense-width", "8")
+    assert result.status == 0, result.stdout + result.stderr
     assert result.stderr.splitlines() == [f"| seen within {step}" for step in range(3)]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("--strategy", "mirrored"),
-        # On processors without float16 arithmetic this takes half a minute.
-        pytest.param(("--precision", "mixed_float16"), marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow  # training/test_train.py tries both in small
+@pytest.mark.parametrize("options", [("--strategy", "mirrored"), ("--precision", "mixed_float16")])
 def test_other_ways_to_run(
     options: tuple[str, str], dataset: Dataset, data_file: Path, tmp_path: Path
 ) -> None:
@@ -148,7 +143,7 @@ def test_other_ways_to_run(
     # In a process of its own: in one process TensorFlow confuses the reductions of two mirrored
     # strategies whose networks differ in size.
     command = (EXPERIMENTS / "mnist_cnn.py", "--data", data_file, "--epochs", "1", *options)
-    result = run_python(*command, "--run-dir", "run", cwd=tmp_path)
+    result = run_python(*command, "--dense-width", "8", "--run-dir", "run", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     recorded = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     saved = evaluate(load_h5(tmp_path / "run" / "mnist.h5"), dataset.test)
@@ -161,25 +156,35 @@ def test_it_says_where_bfloat16_is_emulated(
 ) -> None:
     skip_if_onednn_aborts("mixed_bfloat16")
     monkeypatch.setattr("research.training.strategy.has_bfloat16", lambda: in_hardware)
-    options = ("--precision", "mixed_bfloat16", "--epochs", "1", "--examples", "50")
-    result = run_here(EXPERIMENTS / "mnist_cnn.py", "--data", data_file, *options)
+    small = ("--epochs", "1", "--examples", "50", "--dense-width", "8", "--data", data_file)
+    result = run_here(EXPERIMENTS / "mnist_cnn.py", *small, "--precision", "mixed_bfloat16")
     assert (result.status, result.stderr) == (0, "")
     assert ("no hardware for bfloat16" in result.stdout) == (not in_hardware)
 
 
-@pytest.mark.parametrize("log_every", ["1", "20"])
+@pytest.mark.parametrize("log_every", [pytest.param("1", marks=pytest.mark.slow), "20"])
 def test_a_training_that_diverges_says_so_in_one_line(
     log_every: str, data_file: Path, run_here: RunHere
 ) -> None:
-    options = ("--epochs", "1", "--learning-rate", "1e30", "--log-every", log_every)
-    result = run_here(EXPERIMENTS / "mnist_cnn.py", "--data", data_file, *options)
+    options = (
+        "--epochs",
+        "1",
+        "--dense-width",
+        "8",
+        "--learning-rate",
+        "1e30",
+        "--data",
+        data_file,
+    )
+    result = run_here(EXPERIMENTS / "mnist_cnn.py", *options, "--log-every", log_every)
     assert result.status == 1
     assert re.fullmatch(r"error: .* became (nan|inf)\b.*\n", result.stderr)
 
 
+@pytest.mark.slow  # test_screen.py tries it within one process
 def test_a_reader_that_goes_away_does_not_end_the_training(data_file: Path, tmp_path: Path) -> None:
     command = f"{sys.executable} {EXPERIMENTS / 'mnist_cnn.py'} --data {data_file} --epochs 1"
-    shell = f"{command} --run-dir run | head -1"
+    shell = f"{command} --dense-width 8 --run-dir run | head -1"
     shown = subprocess.run(shell, shell=True, cwd=tmp_path, check=True, capture_output=True)
     assert shown.stderr == b""  # not even a BrokenPipeError at exit
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())

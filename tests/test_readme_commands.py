@@ -31,7 +31,7 @@ COMMANDS = {
     "python -m research diff RUN RUN": ("", "same"),
     "python -m research rerun RUN": ("", "same"),
     "python -m research verify experiments/harder_half.py": (
-        "--data made-up.npz --kills 1 --stops 1",
+        "--data made-up.npz --kills 1 --stops 0",
         "yes",
     ),
     "python -m research replay RUN/replay-step-00000042": ("", "first .* not finite"),

@@ -113,7 +113,9 @@ def test_signs_that_the_encoding_lacks_are_shown_otherwise(
     assert "\\u" not in shown.split("\n", 1)[1]  # the table is drawn with - and |
 
 
-@pytest.mark.parametrize("how", ["full", "terminal", "reader"])
+@pytest.mark.parametrize(
+    "how", ["full", pytest.param("terminal", marks=pytest.mark.slow), "reader"]
+)
 def test_a_training_whose_output_can_not_be_written_reaches_its_end(
     how: str, data_file: Path, tmp_path: Path, run_here: RunHere
 ) -> None:

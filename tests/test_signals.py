@@ -65,7 +65,7 @@ OPTIONS = (
 )
 
 
-@pytest.mark.parametrize("name", ["SIGHUP", "SIGXCPU"])
+@pytest.mark.parametrize("name", ["SIGHUP", pytest.param("SIGXCPU", marks=pytest.mark.slow)])
 def test_a_run_that_is_stopped_goes_on_as_if_uninterrupted(
     name: str, data_file: Path, finished_run: Path, tmp_path: Path, run_here: RunHere
 ) -> None:
@@ -94,6 +94,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="there is no memory to write to")
 def test_a_run_stops_and_leaves_its_files_whole_where_hardly_anything_is_open_or_writable(
     data_file: Path, finished_run: Path, tmp_path: Path, run_here: RunHere

@@ -196,20 +196,25 @@ def test_a_configuration_that_has_been_tampered_with_is_refused(
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"5", b'{"git": null, "resumed": 5}', None])
 def test_an_environment_that_can_not_be_read_is_begun_afresh(
-    content: bytes | None, run: Path, run_here: RunHere, finished_run: Path
+    content: bytes | None, run: Path, dataset: Dataset
 ) -> None:
     path = cut_off(run) / "environment.json"
     path.unlink() if content is None else path.write_bytes(content)
-    result = run_here(EXPERIMENT, "--resume", run)
-    assert (result.status, result.stderr) == (0, "")
-    assert "Perhaps not bit for bit from here on: environment.json can't be read" in result.stdout
+    words = ["--resume", str(run)]
+    config = parse(load_experiment(EXPERIMENT).config, words, experiment="mnist_cnn")
+    state = make_state(dense_width=16, learning_rate=LearningRate(1.0))
+    with begun(config, dataset, state) as record:
+        said = "\n".join(record.start.notes)
+    assert "Perhaps not bit for bit from here on: environment.json can't be read" in said
     assert json.loads(path.read_text())["resumed"][0]["step"] == 16
-    assert left_by(run) == left_by(finished_run)
 
 
 @pytest.mark.parametrize(
     ("schedule", "refused"),
-    [(("--decay", "cosine"), True), (("--warmup-epochs", "0.5"), False)],
+    [
+        (("--decay", "cosine"), True),
+        pytest.param(("--warmup-epochs", "0.5"), False, marks=pytest.mark.slow),
+    ],
 )
 def test_more_epochs_are_refused_where_they_would_change_the_past(
     schedule: tuple[str, str], refused: bool, data_file: Path, tmp_path: Path, run_here: RunHere
@@ -295,15 +300,15 @@ def test_a_run_whose_directory_is_replaced_writes_nothing_into_the_other(
 def test_checkpoints_are_saved_when_due_and_files_of_others_are_let_alone(
     data_file: Path, tmp_path: Path, run_here: RunHere
 ) -> None:
-    options = ("--data", data_file, "--epochs", "4", "--batch-size", "32", "--log-every", "1000")
-    kept = ("--checkpoint-every", "15", "--keep-checkpoints", "99", "--run-dir", "run")
-    assert run_here(EXPERIMENT, *options, *kept, "--dense-width", "16").status == 0
+    options = ("--data", data_file, "--epochs", "2", "--batch-size", "64", "--log-every", "1000")
+    kept = ("--checkpoint-every", "4", "--keep-checkpoints", "99", "--run-dir", "run")
+    assert run_here(EXPERIMENT, *options, *kept, "--dense-width", "8").status == 0
     folder = tmp_path / "run" / "checkpoints"
-    assert [step_of(path) for path in checkpoint_paths(folder)] == [40, 30, 15, 0]
+    assert [step_of(path) for path in checkpoint_paths(folder)] == [10, 8, 4, 0]
     (folder / "step-mine.safetensors").write_bytes(b"mine")
-    more = ("--epochs", "5", "--keep-checkpoints", "1")
+    more = ("--epochs", "3", "--keep-checkpoints", "1")
     assert run_here(EXPERIMENT, "--resume", "run", *more).status == 0
-    assert sorted(os.listdir(folder)) == ["step-00000050.safetensors", "step-mine.safetensors"]  # noqa: PTH208
+    assert sorted(os.listdir(folder)) == ["step-00000015.safetensors", "step-mine.safetensors"]  # noqa: PTH208
 
 
 def test_what_may_end_bit_exactness_is_said_in_one_line(run: Path, run_here: RunHere) -> None:
@@ -332,6 +337,17 @@ def test_a_fork_goes_on_from_a_checkpoint_of_another_run(
     assert found == expected  # without other options the fork ends like its source
     config = json.loads((tmp_path / "same" / "config.json").read_text())
     assert (config["fork"], config["at_step"]) == (str(run), at)
+    assert left_by(run) == before
+    refused = run_here(EXPERIMENT, "--fork", run, "--at-step", "5", "--run-dir", "refused")
+    assert refused.status == 2
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.slow
+def test_a_fork_may_have_other_options_and_begins_at_the_newest_good_checkpoint(
+    run: Path, run_here: RunHere
+) -> None:
+    before = left_by(run)
     other = run_here(EXPERIMENT, "--fork", run, "--learning-rate", "0.5", "--epochs", "4")
     assert other.status == 0, other.stderr
     assert "Training for 8 steps" in other.stdout
@@ -341,9 +357,6 @@ def test_a_fork_goes_on_from_a_checkpoint_of_another_run(
     fallen_back = run_here(EXPERIMENT, "--fork", run, "--run-dir", "fallen back")
     assert fallen_back.status == 0
     assert f"{newest}: not a good checkpoint" in fallen_back.stdout
-    refused = run_here(EXPERIMENT, "--fork", run, "--at-step", "5", "--run-dir", "refused")
-    assert refused.status == 2
-    assert not (tmp_path / "refused").exists()
 
 
 # On request, this step makes the second convolution NaN within one step.
@@ -448,24 +461,24 @@ def test_a_limit_on_file_sizes_ends_a_run_in_one_line_and_it_goes_on_without_it(
     assert left_by(tmp_path / "run") == left_by(finished_run)
 
 
-def test_sixteen_runs_started_at_once_get_sixteen_directories(
+def test_five_runs_started_at_once_get_five_directories(
     tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    together, state = multiprocessing.get_context("fork").Barrier(16), make_state()
+    together, state = multiprocessing.get_context("fork").Barrier(5), make_state()
 
     def start() -> None:
         together.wait()
         with begun(Config(), dataset, state) as run:
             (run.path / str(os.getpid())).touch()
 
-    processes = [multiprocessing.get_context("fork").Process(target=start) for _ in range(16)]
+    processes = [multiprocessing.get_context("fork").Process(target=start) for _ in range(5)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     runs = list((tmp_path / "runs" / "mnist_cnn").iterdir())
-    assert len(runs) == 16
+    assert len(runs) == 5
     for process in processes:
         assert len(list(tmp_path.glob(f"runs/mnist_cnn/*/{process.pid}"))) == 1
 
@@ -474,9 +487,12 @@ def test_sixteen_runs_started_at_once_get_sixteen_directories(
 
 
 @pytest.mark.slow
-def test_nan_at_twenty_random_steps(recovered: Callable[[int], Path]) -> None:
-    for at in random.Random(0).choices(range(24), k=20):
-        recovered(at)
+@pytest.mark.parametrize("at", [0, 1, 8, 15, 23])
+def test_nan_at_the_first_the_last_and_other_steps(
+    at: int, recovered: Callable[[int], Path]
+) -> None:
+    """Step 8 begins an epoch, after step 15 a checkpoint is due, and step 23 is the last."""
+    recovered(at)
 
 
 @pytest.fixture
@@ -492,7 +508,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_at_twenty_moments(
+def test_a_disk_that_is_full_at_eight_moments(
     data_file: Path, finished_run: Path, tmp_path: Path, small_disk: Path
 ) -> None:
     program = Program(EXPERIMENT, tmp_path)
@@ -500,7 +516,7 @@ def test_a_disk_that_is_full_at_twenty_moments(
     size = checkpoint_paths(finished_run / "checkpoints")[0].stat().st_size
     full, where = 0, set()
     # Room for some checkpoints and a little more, so that small files fail, too.
-    for checkpoints, pages in itertools.product(range(4), (5, 9, 12, 15, 40)):
+    for checkpoints, pages in itertools.product(range(4), (9, 15)):
         run, filler = small_disk / "run", small_disk / "filler"
         left = checkpoints * size + pages * 4096
         filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - left))
@@ -522,8 +538,8 @@ def test_a_disk_that_is_full_at_twenty_moments(
             assert process.exitcode == 0, program.output()
             assert left_by(run) == left_by(finished_run)
         shutil.rmtree(run, ignore_errors=True)  # without room there may be none
-    print(f"{full} of 20 were full, at {sorted(where)}; all went on")
-    assert full == 20
+    print(f"{full} of 8 were full, at {sorted(where)}; all went on")
+    assert full == 8
 
 
 @pytest.fixture
@@ -557,12 +573,12 @@ def damage(path: Path, another: dict[str, bytes], rng: random.Random) -> None:
 
 
 @pytest.mark.slow
-def test_models_damaged_250_times(run: Path, another: dict[str, bytes]) -> None:
+def test_models_damaged_100_times(run: Path, another: dict[str, bytes]) -> None:
     h5, digest = run / "mnist.h5", run / "mnist.h5.sha256"
     contents = {path: path.read_bytes() for path in (h5, digest)}
     expected = load_h5(h5).get_weights()
     rng, accepted = random.Random(0), 0
-    for _ in range(250):
+    for _ in range(100):
         for path, content in contents.items():
             path.write_bytes(content)
         target = rng.choice([h5, h5, digest])
@@ -578,11 +594,11 @@ def test_models_damaged_250_times(run: Path, another: dict[str, bytes]) -> None:
         else:
             accepted += 1
             assert all(map(np.array_equal, loaded, expected))
-    print(f"{accepted} of 250 changed none of the weights, and were accepted")
+    print(f"{accepted} of 100 changed none of the weights, and were accepted")
 
 
 @pytest.mark.slow
-def test_checkpoints_damaged_250_times(
+def test_checkpoints_damaged_100_times(
     run: Path, another: dict[str, bytes], data_file: Path, dataset: Dataset
 ) -> None:
     experiment = load_experiment(EXPERIMENT)
@@ -592,7 +608,7 @@ def test_checkpoints_damaged_250_times(
     contents = {path: path.read_bytes() for path in paths}
     expected = {path: read_checkpoint(path, state).variables for path in paths}
     rng = random.Random(0)
-    for _ in range(250):
+    for _ in range(100):
         for path, content in contents.items():
             path.write_bytes(content)
         for path in paths[: rng.randrange(1, len(paths))]:
@@ -616,9 +632,8 @@ def test_checkpoints_damaged_250_times(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fast", ["true", "false"])
-def test_tensorboard_shows_every_step_once_after_kills(
-    fast: str, data_file: Path, tmp_path: Path
+def test_both_readers_of_tensorboard_show_every_step_once_after_kills(
+    data_file: Path, tmp_path: Path
 ) -> None:
     program, run = Program(EXPERIMENT, tmp_path), tmp_path / "run"
     options = [*OPTIONS, "--data", str(data_file), "--checkpoint-every", "7"]
@@ -629,6 +644,12 @@ def test_tensorboard_shows_every_step_once_after_kills(
         process.kill()
         process.join()
     expected = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for fast in ("true", "false"):
+        is_shown(expected, run, fast)
+
+
+def is_shown(expected: list[dict[str, Any]], run: Path, fast: str) -> None:
+    """Asserts that TensorBoard serves these lines; ``fast`` is its option --load_fast."""
     port = free_port()
     board = subprocess.Popen(
         [

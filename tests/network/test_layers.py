@@ -13,6 +13,8 @@ import pytest
 import tensorflow as tf
 from conftest import skip_if_onednn_aborts
 
+pytestmark = pytest.mark.processor
+
 
 def made(shape: list[int], number: int) -> Any:
     """Normally distributed numbers, rounded to bfloat16."""

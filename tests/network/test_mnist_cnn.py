@@ -24,6 +24,7 @@ def test_initial_weights_are_a_function_of_the_seed() -> None:
     assert not np.array_equal(first[0], other[0])
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize(
     ("precision", "compute_dtype", "dtype"),
     [
@@ -47,6 +48,7 @@ def test_probabilities_have_the_dtype_of_the_weights(
     assert model.compute_dtype == compute_dtype
 
 
+@pytest.mark.processor
 def test_a_precision_in_which_tensorflow_would_abort_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -295,7 +295,8 @@ def test_what_a_step_returns_shows_up(data_file: Path, tmp_path: Path, run_here:
     )
     (tmp_path / "changed.py").write_text(changed)
     options = ("--data", data_file, "--epochs", "1", "--dense-width", "16", "--batch-size", "32")
-    assert run_here(tmp_path / "changed.py", *options, "--run-dir", "run").status == 0
+    command = (tmp_path / "changed.py", *options, "--run-dir", "run")
+    assert run_here(*command, pictures=True).status == 0
     events = read(tmp_path / "run" / "train")
     assert plugin(events, "least") == "scalars"
     assert plugin(events, "confidence") == "histograms"

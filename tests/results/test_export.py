@@ -98,6 +98,7 @@ def exported(tmp_path: Path) -> tuple[MnistCNN, Path]:
     return model, path
 
 
+@pytest.mark.processor
 def test_a_fresh_process_without_this_project_predicts_the_same_bits_and_can_fit_on(
     exported: tuple[MnistCNN, Path], tmp_path: Path
 ) -> None:
@@ -161,6 +162,7 @@ def test_a_changed_file_is_refused(exported: tuple[MnistCNN, Path]) -> None:
         load_h5(path)
 
 
+@pytest.mark.processor
 def test_a_residual_network_with_batch_normalization_is_exported(tmp_path: Path) -> None:
     model, path, (x, y) = Residual(), tmp_path / "mnist.h5", arrays(100)
     for _ in range(20):
@@ -244,6 +246,7 @@ def test_the_file_has_the_experiments_own_optimizer(
     load_h5(path)
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("network", [lambda p: MnistCNN(8, precision=p), Residual])
 def test_a_model_and_its_twin_are_compared_and_left_as_they_were(
@@ -343,6 +346,7 @@ def test_what_cant_be_exported_is_refused_before_the_training(
     assert [a.tobytes() for a in after] == [b.tobytes() for b in before]
 
 
+@pytest.mark.processor
 def test_a_model_on_two_replicas_is_compared_and_exported(tmp_path: Path) -> None:
     with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
         model = Residual()

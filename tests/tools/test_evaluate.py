@@ -128,7 +128,9 @@ def test_corrupted_shows_every_accuracy(
         assert printed_tables(capfd.readouterr().out, columns) == [rows]
 
 
-@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize(
+    "columns", [80, *(pytest.param(n, marks=pytest.mark.slow) for n in (60, 120))]
+)
 def test_corrupted_at_one_severity_fits_and_names_the_worst(
     columns: int, finished_run: Path, run_here: RunHere
 ) -> None:

@@ -71,7 +71,9 @@ def bundle(tmp_path: Path) -> MakeBundle:
     return make
 
 
-@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize(
+    "columns", [80, *(pytest.param(n, marks=pytest.mark.slow) for n in (60, 120))]
+)
 def test_the_table_shows_the_values_around_the_first_that_is_not_finite(
     columns: int, bundle: MakeBundle, run_here: RunHere
 ) -> None:

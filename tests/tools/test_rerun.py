@@ -19,9 +19,10 @@ from research.files import read_sealed_json, write_sealed_json
 from research.network.mnist_cnn import Config
 from research.recording.run_directory import lock, read_code
 from research.tools.rerun_past import Past, arguments
+from research.tools.verify_kills import Program
 
 import pytest
-from conftest import EXPERIMENTS, RunHere, contents, edit_library, run_python
+from conftest import EXPERIMENTS, RunHere, contents, edit_library
 
 SAME = "Every bit is the same: "
 
@@ -288,40 +289,36 @@ def test_every_option_is_given_as_it_was(odd: Odd, tmp_path: Path) -> None:
     assert parse(Odd, words) == dataclasses.replace(odd, run_dir=tmp_path / "again")
 
 
-# Ten runs of other experiments, precisions and options.
-TEN = {
-    "mnist_cnn": "",
+SMALL = ("--batch-size", "32", "--dense-width", "8", "--epochs", "2")
+# Other experiments, precisions and options.
+OTHERS = {
     "mixup": "--alpha 0.3 --precision mixed_bfloat16 --seed 3",
     "harder_half": "--strategy mirrored --decay cosine",
     "accumulation": "--eager --part-size 8",
     "label_smoothing": "--holdout 100 --patience 1 --epochs 6 --test",
     "best": "--holdout 50 --holdout-seed 5 --warmup-epochs 0.5 --clip-norm 1",
     "averaged_weights": "--steps-per-call 3 --log-every 2 --profile 2 4",
-    "sam": "--radius 0.1",
-    "residual": "--decay linear",
     "restarts": "--cycle-epochs None --epochs 1.5",
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TEN)
-def test_ten_runs_end_with_the_same_bits(name: str, data_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", OTHERS)
+def test_runs_with_other_options_end_with_the_same_bits(
+    name: str, data_file: Path, tmp_path: Path, run_here: RunHere
+) -> None:
     copy = Path(shutil.copy(EXPERIMENTS / f"{name}.py", tmp_path / f"{name}.py"))
-    words = ("--epochs", "2", "--batch-size", "32", "--data", data_file, "--run-dir", "a run")
-    trained = run_python(copy, *words, *TEN[name].split(), cwd=tmp_path)
-    assert trained.returncode == 0, trained.stderr
+    words = [*SMALL, "--data", str(data_file), *OTHERS[name].split()]
+    Program(copy, tmp_path).uninterrupted(words, tmp_path / "a run")
     copy.unlink()
-    result = run_python("-m", "research", "rerun", "a run", cwd=tmp_path)
-    assert result.returncode == 0, result.stdout + result.stderr
+    result = run_here("research", "rerun", "a run")
+    assert result.status == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1].startswith(SAME)
-
-
-SMALL = ("--batch-size", "32", "--dense-width", "8", "--epochs", "2")
 
 
 @pytest.mark.slow
 def test_forks_resumed_runs_and_those_that_became_non_finite_end_with_the_same_bits(
-    data_file: Path, tmp_path: Path
+    data_file: Path, run_here: RunHere
 ) -> None:
     experiment = EXPERIMENTS / "mnist_cnn.py"
     for status, words in (
@@ -330,10 +327,10 @@ def test_forks_resumed_runs_and_those_that_became_non_finite_end_with_the_same_b
         (0, ["--fork", "source", "--learning-rate", "0.3", "--epochs", "4", "--run-dir", "fork"]),
         (1, [*SMALL, "--data", data_file, "--run-dir", "nan", "--learning-rate", "1e30"]),
     ):
-        assert run_python(experiment, *words, cwd=tmp_path).returncode == status
+        assert run_here(experiment, *words).status == status
     for name in ("source", "fork", "nan"):
-        result = run_python("-m", "research", "rerun", name, cwd=tmp_path)
-        assert result.returncode == 0, result.stdout + result.stderr
+        result = run_here("research", "rerun", name)
+        assert result.status == 0, result.stdout + result.stderr
         assert SAME in result.stdout
 
 
@@ -351,10 +348,10 @@ def test_an_edit_of_the_library_of_then_is_found(run: Path, run_here: RunHere) -
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_a_rerun_that_is_stopped_goes_on(
-    number: signal.Signals, data_file: Path, tmp_path: Path
+    number: signal.Signals, data_file: Path, tmp_path: Path, run_here: RunHere
 ) -> None:
     words = [*SMALL, "--epochs", "8", "--data", str(data_file), "--run-dir", "run"]
-    assert run_python(EXPERIMENTS / "mnist_cnn.py", *words, cwd=tmp_path).returncode == 0
+    assert run_here(EXPERIMENTS / "mnist_cnn.py", *words).status == 0
     command = [sys.executable, "-m", "research", "rerun", "run", "--run-dir", "again"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         while not (tmp_path / "again" / "metrics.jsonl").exists() and process.poll() is None:
@@ -364,23 +361,24 @@ def test_a_rerun_that_is_stopped_goes_on(
     assert process.returncode == 128 + number, said
     assert f"Stopped by {number.name}; go on, and compare: python -m research rerun run" in said
     assert not (tmp_path / "again" / "finished.json").exists()
-    result = run_python(*command[1:], cwd=tmp_path)
-    assert result.returncode == 0, result.stdout + result.stderr
+    result = run_here(*command[2:])
+    assert result.status == 0, result.stdout + result.stderr
     assert "Resuming again after step" in result.stdout
 
 
 @pytest.mark.slow
 def test_a_run_that_was_stopped_is_done_again_up_to_its_last_checkpoint(
-    data_file: Path, tmp_path: Path
+    data_file: Path, tmp_path: Path, run_here: RunHere
 ) -> None:
-    words = [*SMALL, "--epochs", "40", "--data", str(data_file), "--run-dir", "run"]
+    run = tmp_path / "run"
+    words = [*SMALL, "--epochs", "40", "--data", str(data_file), "--run-dir", str(run)]
     words += ["--checkpoint-every", "30"]
-    command = [sys.executable, str(EXPERIMENTS / "mnist_cnn.py"), *words]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
-        while not (tmp_path / "run" / "checkpoints" / "step-00000060.safetensors").exists():
-            time.sleep(0.01)
-        process.kill()
-    result = run_python("-m", "research", "rerun", "run", cwd=tmp_path)
-    assert result.returncode == 0, result.stdout + result.stderr
+    process = Program(EXPERIMENTS / "mnist_cnn.py", tmp_path).start(words)
+    while not (run / "checkpoints" / "step-00000060.safetensors").exists():
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    result = run_here("research", "rerun", "run")
+    assert result.status == 0, result.stdout + result.stderr
     assert "The run was stopped; the rerun stops at step" in result.stdout
     assert result.stdout.splitlines()[-1].startswith(SAME)

@@ -27,6 +27,7 @@ import tensorflow as tf
 from conftest import make_split, make_state, skip_if_onednn_aborts
 
 Step = Callable[[State, Any, Any], dict[str, Any]]
+DROPOUT_RATES = [(0.25, 0.5), pytest.param((0.0, 0.0), marks=pytest.mark.slow)]
 
 
 def run(state: State, step: Step, split: Split, **options: Any) -> list[Report]:
@@ -65,6 +66,7 @@ def assert_equal_but_for_float64_rounding(one: State, other: State) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
 
 
+@pytest.mark.processor
 def test_it_equals_keras_train_on_batch(step: Step) -> None:
     split = make_split(16 * 15)
     state = float64_state(dropout_rates=(0.0, 0.0))
@@ -99,7 +101,8 @@ def test_it_equals_keras_train_on_batch(step: Step) -> None:
         assert np.abs(ours - start).max() > 1e-3
 
 
-@pytest.mark.parametrize("held_out", [0, 45])
+@pytest.mark.processor
+@pytest.mark.parametrize("held_out", [pytest.param(0, marks=pytest.mark.slow), 45])
 def test_the_weights_do_not_depend_on_steps_per_call(held_out: int, step: Step) -> None:
     split = make_split(250)
     if held_out:
@@ -117,7 +120,8 @@ def test_the_weights_do_not_depend_on_steps_per_call(held_out: int, step: Step) 
     assert all(map(np.array_equal, reference, weights(report_every=3)))
 
 
-@pytest.mark.parametrize("dropout_rates", [(0.25, 0.5), (0.0, 0.0)])
+@pytest.mark.processor
+@pytest.mark.parametrize("dropout_rates", DROPOUT_RATES)
 def test_compiled_equals_eager(dropout_rates: tuple[float, float], step: Step) -> None:
     pair = [float64_state(dropout_rates=dropout_rates) for _ in range(2)]
     for state, compiled in zip(pair, (True, False), strict=True):
@@ -146,7 +150,8 @@ def assert_gradients_equal_eager_ones(state: State, step: Step, split: Split) ->
     assert max(differences) < 0.05
 
 
-@pytest.mark.parametrize("dropout_rates", [(0.25, 0.5), (0.0, 0.0)])
+@pytest.mark.processor
+@pytest.mark.parametrize("dropout_rates", DROPOUT_RATES)
 def test_from_one_state_compiled_gradients_equal_eager_ones_in_float32(
     dropout_rates: tuple[float, float], step: Step
 ) -> None:
@@ -227,7 +232,7 @@ def test_one_can_go_back_to_the_step_before_something_became_non_finite(step: St
     assert all(np.isfinite(value).all() for value in state.values().values())
 
 
-@pytest.mark.parametrize(("learning_rate", "report_every"), [(1e24, 1), (1e24, 3), (1e30, 3)])
+@pytest.mark.parametrize(("learning_rate", "report_every"), [(1e24, 1), (1e30, 3)])
 def test_the_error_names_the_step_that_one_can_go_back_to(
     learning_rate: float, report_every: int, step: Step
 ) -> None:
@@ -287,7 +292,11 @@ def test_it_learns(step: Step) -> None:
     assert reports[-1].metrics["loss"] < 0.5 * reports[0].metrics["loss"]
 
 
-@pytest.mark.parametrize("count", [96, 103, 97])  # the last batch: whole, 7, and 1 for 2 replicas
+# The last batch: 1 example for two replicas, 7, and whole.
+@pytest.mark.processor
+@pytest.mark.parametrize(
+    "count", [97, *(pytest.param(n, marks=pytest.mark.slow) for n in (103, 96))]
+)
 def test_two_replicas_compute_what_one_does(count: int, step: Step) -> None:
     strategy = make_strategy("mirrored", batch_size=16)
     assert strategy.num_replicas_in_sync == 2
@@ -310,6 +319,7 @@ def test_replicas_and_steps_draw_different_random_numbers(step: Step) -> None:
     assert len({*history["of_0"], *history["of_1"]}) == 8
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_float16_scales_the_loss_and_leaves_out_steps_that_overflow(
     replicas: int, step: Step
@@ -417,6 +427,7 @@ def test_a_state_of_other_things_is_refused(options: dict[str, Any], words: str)
         State(**parts)
 
 
+@pytest.mark.processor
 def test_without_an_optimizer_a_step_changes_the_weights_itself(step: Step) -> None:
     def descending(state: State, images: Any, labels: Any) -> dict[str, Any]:
         with tf.GradientTape() as tape:
@@ -566,6 +577,7 @@ def test_images_and_vectors_are_those_of_the_last_step(
         assert last["weight_gradients/conv2/kernel"].shape == (3 * 3 * 32 * 64,)
 
 
+@pytest.mark.processor
 def test_the_update_ratio_is_that_of_the_last_step(step: Step) -> None:
     kept: list[dict[str, Any]] = []
 
@@ -585,6 +597,7 @@ def test_the_update_ratio_is_that_of_the_last_step(step: Step) -> None:
         assert report.last_step.update_ratios[layer] == expected
 
 
+@pytest.mark.processor
 def test_the_gradients_are_those_that_the_norm_is_of(step: Step) -> None:
     report = run(make_state(), step, make_split(64))[-1]
     assert report.last_step is not None
