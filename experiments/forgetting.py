@@ -20,6 +20,8 @@ import tensorflow as tf
 def build(config: Config, plan: Plan) -> State:
     """The model, the optimizer and the loss."""
     schedule = (config.learning_rate, config.decay, config.warmup_epochs)
+    # The step makes the same values on every replica.
+    same = {"aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
     return State(
         model=MnistCNN(config.dense_width, config.dropout, config.seed, config.precision),
         optimizer=adadelta(plan, *schedule),
@@ -27,8 +29,8 @@ def build(config: Config, plan: Plan) -> State:
         seed=config.seed,
         clip_norm=config.clip_norm,
         extra={
-            "correct": tf.Variable(tf.zeros([plan.examples], tf.int32)),
-            "forgotten": tf.Variable(tf.zeros([plan.examples], tf.int32)),
+            "correct": tf.Variable(tf.zeros([plan.examples], tf.int32), **same),
+            "forgotten": tf.Variable(tf.zeros([plan.examples], tf.int32), **same),
         },
     )
 

@@ -35,6 +35,8 @@ def build(config: Config, plan: Plan) -> State:
     """The model, the optimizer and the loss."""
     require("drop", config.drop, 0 <= config.drop < 1, "give 0 to below 1")
     schedule = (config.learning_rate, config.decay, config.warmup_epochs)
+    # The step makes the same values on every replica.
+    same = {"aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
     return State(
         model=MnistCNN(config.dense_width, config.dropout, config.seed, config.precision),
         optimizer=adadelta(plan, *schedule),
@@ -43,8 +45,8 @@ def build(config: Config, plan: Plan) -> State:
         clip_norm=config.clip_norm,
         options=config,
         extra={
-            "correct": tf.Variable(tf.zeros([plan.examples], tf.int32)),
-            "forgotten": tf.Variable(tf.zeros([plan.examples], tf.int32)),
+            "correct": tf.Variable(tf.zeros([plan.examples], tf.int32), **same),
+            "forgotten": tf.Variable(tf.zeros([plan.examples], tf.int32), **same),
         },
     )
 

@@ -45,7 +45,9 @@ class Config:
     epochs: float = 12
     """Passes over the training set, fractions allowed."""
     batch_size: int = 128
-    """Examples per step, over all replicas."""
+    """Examples in a batch, over all replicas."""
+    accumulate: int = 1
+    """Batches in a step, whose gradients are added: the step of a batch so many times as large."""
     learning_rate: float = 1.0
     """Learning rate of Adadelta; with a schedule, the highest."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
@@ -96,7 +98,7 @@ class Config:
     """With --fork: the step of the checkpoint. Default: the newest."""
 
     def __post_init__(self) -> None:
-        counts = ("batch_size", "steps_per_call", "log_every", "keep_checkpoints")
+        counts = ("batch_size", "accumulate", "steps_per_call", "log_every", "keep_checkpoints")
         for name in counts:
             value = getattr(self, name)
             require(name, value, 1 <= value < 2**31, "give a whole number of at least 1")
@@ -134,6 +136,11 @@ class Config:
         require("checkpoint_every", self.checkpoint_every, self._intervals() is not None, form)
         together = "give it together with --fork"
         require("at_step", self.at_step, self.at_step is None or self.fork is not None, together)
+
+    @property
+    def examples_per_step(self) -> int:
+        """Examples in a step: in a batch, or in several whose gradients are added."""
+        return self.batch_size * self.accumulate
 
     @property
     def holding_out_seed(self) -> int:

@@ -34,6 +34,8 @@ class InputError(ValueError):
     after ``error:`` and exit with status 2; nothing has been written by then.
     """
 
+    ag_pass_through = True  # AutoGraph would put the traceback of a traced function in its message
+
 
 class NonFiniteError(ArithmeticError):
     """A value became NaN or infinite. The message names it, and the step where it is known."""

@@ -39,7 +39,7 @@ from research.stderr import show_error
 from research.training.profiler import Profile
 from research.training.state import State
 from research.training.strategy import calculates_with_bfloat16, make_strategy
-from research.training.train import Indices, Step, train
+from research.training.train import Indices, Step, check_accumulation, train
 
 import numpy as np
 import numpy.typing as npt
@@ -183,7 +183,7 @@ def train_and_judge(
     strategy = make_strategy(config.strategy, config.batch_size)
     data, training, validation = load(config, screen)
     start_up.done("data")
-    plan = Plan(len(training), config.batch_size, config.epochs)
+    plan = Plan(len(training), config.examples_per_step, config.epochs)
     refuse_what_does_not_fit(config, plan, screen)
 
     with StopRequest() as stop, contextlib.ExitStack() as stack:
@@ -202,6 +202,7 @@ def train_and_judge(
         names = experiment.figure_names(state, validation)
         if config.holdout:
             rank_by(*config.selection)(dict.fromkeys(names, 0.0))
+        check_accumulation(state, experiment.step, training, config.accumulate)
         start = find_start(config, file, data, state, plan, built)
         if start.finished is not None:
             screen.say(start.finished)
@@ -252,7 +253,8 @@ def train_in_loop(
         reports = train(
             *(state, experiment.step, splits[0]),
             epochs=config.epochs,
-            batch_size=config.batch_size,
+            batch_size=config.examples_per_step,
+            accumulate=config.accumulate,
             indices=experiment.indices,
             steps_per_call=config.steps_per_call,
             report_every=config.log_every,

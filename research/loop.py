@@ -193,5 +193,5 @@ def interrupted(run: Run, examples: int) -> Report | None:
     config, at = run.start.config, run.start.at
     if not (at.validation_due and at.unreported):
         return None
-    plan = Plan(examples, config.batch_size, config.epochs)
+    plan = Plan(examples, config.examples_per_step, config.epochs)
     return make_report(plan, at.step, at.unreported.history, at.unreported.seconds)

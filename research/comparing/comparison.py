@@ -353,7 +353,8 @@ def lock_comparison(path: Path, say: Callable[[str], None]) -> int:
 def step_milliseconds(run: Path) -> float | None:
     """The median time of a training step."""
     try:
-        batch = read_sealed_json(run / "config.json")["batch_size"]
+        config = read_sealed_json(run / "config.json")
+        batch = config["batch_size"] * config.get("accumulate", 1)
     except (OSError, ValueError, KeyError):
         return None
     speeds = [

@@ -93,7 +93,7 @@ class Trial:
             epochs: None takes the arm's own.
         """
         epochs = self.config["epochs"] if epochs is None else epochs
-        steps = epochs * examples / self.config["batch_size"]
+        steps = epochs * examples / (self.config["batch_size"] * self.config.get("accumulate", 1))
         validations = self.seconds_per_validation * (max(1, round(epochs)) + 1)
         return self.seconds_besides + steps * self.seconds_per_step + validations
 

@@ -83,6 +83,24 @@ def indices_of_step(seed: int, step: int | tf.Tensor, plan: Plan) -> tf.Tensor:
     return batch_indices(order, step % plan.steps_per_epoch, plan.batch_size)
 
 
+def share_of_batch(
+    batch: tf.Tensor, number: int | tf.Tensor, shares: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """A share of a batch: contiguous, so that several shares in a row are the batch.
+
+    Args:
+        batch: int64 [B], the positions of the batch's examples.
+        number: int32 scalar, which share, counted from 0.
+        shares: how many there are; their sizes differ by at most one.
+
+    Returns:
+        The share's place in the batch, and the positions of its examples: int64 [b], b may be 0.
+    """
+    size = tf.size(batch)
+    first, end = ((k * size + shares - 1) // shares for k in (number, number + 1))
+    return first, batch[first:end]
+
+
 def take_batch(
     images: tf.Tensor, labels: tf.Tensor, indices: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:

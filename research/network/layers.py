@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from research.processor import has_bfloat16, has_only_avx2
+from research.seeds import Seed, random_bytes, random_words
 
 import tensorflow as tf
 
@@ -149,19 +150,20 @@ def bias_relu(inputs: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
         return add(inputs, bias)
 
 
-def dropout(inputs: tf.Tensor, rate: float, seed: tf.Tensor, name: str = "dropout") -> tf.Tensor:
+def dropout(inputs: tf.Tensor, rate: float, seed: Seed, name: str = "dropout") -> tf.Tensor:
     """Sets a random fraction of the elements to zero and scales up the others.
 
     Unlike ``keras.layers.Dropout`` this function has no random state: the mask is a function of the
-    seed. Steps and replicas pass different seeds; a resumed run passes the same ones again.
+    seed and, with ``state.random_seed``, of the position in the whole batch: several replicas drop
+    what one replica would drop. A resumed run passes the same seeds again.
 
     Source: Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from
     Overfitting" (2014), in the inverted form, which leaves inference unchanged.
 
     Args:
-        inputs: float tensor of any shape.
+        inputs: float tensor of any shape; with a ``PartSeed`` its first axis has the examples.
         rate: probability that an element becomes zero, 0 to below 1.
-        seed: integer [2], see ``research.seeds.derive_seed``.
+        seed: integer [2] or a ``PartSeed``, see ``research.seeds``.
         name: the name scope in the graph.
 
     Returns:
@@ -170,17 +172,11 @@ def dropout(inputs: tf.Tensor, rate: float, seed: tf.Tensor, name: str = "dropou
     with tf.name_scope(name):
         size = tf.size(inputs)
         exact_in_a_byte = rate * 256 == int(rate * 256)
-        words = tf.random.stateless_uniform(
-            [(size + 3) // 4 if exact_in_a_byte else size],
-            seed,
-            minval=None,
-            maxval=None,
-            dtype=tf.uint32,
-            alg="philox",
-        )
         # A rate of k/256 needs 8 random bits an element, not 32. Saves 3%.
-        values, numbers = 2**32, words
-        if exact_in_a_byte:
-            values, numbers = 2**8, tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:size]
+        values, numbers = (
+            (2**8, random_bytes(seed, size))
+            if exact_in_a_byte
+            else (2**32, random_words(seed, size))
+        )
         kept = tf.reshape(numbers >= int(rate * values), tf.shape(inputs))
         return inputs * (tf.cast(kept, inputs.dtype) * (1 / (1 - rate)))

@@ -11,6 +11,7 @@ from research.errors import InputError
 from research.network.layers import Conv2D, bias_relu, dropout
 from research.network.limits import refuse_too_many_parameters
 from research.processor import onednn_aborts
+from research.seeds import Seed, fold_in
 
 import numpy as np
 import tensorflow as tf
@@ -95,15 +96,15 @@ class MnistCNN(tf.keras.Model):
         self(tf.zeros([1, 28, 28, 1]))
 
     def logits(
-        self, images: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None
+        self, images: tf.Tensor, training: bool = False, seed: Seed | None = None
     ) -> tf.Tensor:
         """Computes the network's output before the softmax.
 
         Args:
             images: float32 [B, 28, 28, 1] in 0..1.
             training: whether to apply dropout.
-            seed: integer [2], decides which elements are dropped; needed if ``training`` is true.
-                A step gets one from ``state.random_seed("dropout")``.
+            seed: integer [2] or a ``PartSeed``, decides which elements are dropped; needed if
+                ``training`` is true. A step gets one from ``state.random_seed("dropout")``.
 
         Returns:
             [B, 10] in the dtype of the variables.
@@ -122,7 +123,7 @@ class MnistCNN(tf.keras.Model):
         return tf.cast(self.dense2(x), self.variable_dtype)
 
     def call(
-        self, images: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None
+        self, images: tf.Tensor, training: bool = False, seed: Seed | None = None
     ) -> tf.Tensor:
         """Class probabilities [B, 10] in the dtype of the logits; arguments as for ``logits``."""
         return tf.nn.softmax(self.logits(images, training, seed))
@@ -151,7 +152,7 @@ class MnistCNN(tf.keras.Model):
         twin.set_weights(self.get_weights())
         return twin
 
-    def _dropout_seeds(self, seed: tf.Tensor | None) -> list[tf.Tensor] | None:
+    def _dropout_seeds(self, seed: Seed | None) -> list[Seed] | None:
         if not any(self.dropout_rates):
             return None
         if seed is None:
@@ -160,4 +161,4 @@ class MnistCNN(tf.keras.Model):
                 'in a step, pass seed=state.random_seed("dropout")'
             )
         with tf.name_scope("seed"):
-            return [tf.random.experimental.stateless_fold_in(seed, n) for n in (0, 1)]
+            return [fold_in(seed, n) for n in (0, 1)]

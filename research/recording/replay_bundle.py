@@ -50,7 +50,13 @@ def write_replay_bundle(
     if last is None:
         return None
     state.assign(last.variables.values())
-    used = go_to_non_finite(state, step, split, plan=plan, until=until, indices=indices)
+    used = go_to_non_finite(
+        *(state, step, split),
+        plan=plan,
+        until=until,
+        accumulate=run.start.config.accumulate,
+        indices=indices,
+    )
     if used is None:
         return None
     done, file = int(state.step.numpy()), run.start.experiment

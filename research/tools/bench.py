@@ -81,14 +81,14 @@ def _run(asked: Bench, screen: Screen) -> dict[str, Any]:
                 screen=screen,
             )
     else:
-        plan = Plan(len(data.train), config.batch_size, config.epochs)
+        plan = Plan(len(data.train), config.examples_per_step, config.epochs)
         model = experiment.build(config, plan).model
-        flop = floating_point_operations(model, config.batch_size)
+        flop = floating_point_operations(model, config.examples_per_step)
         found = {"gigaflop_per_step": flop / 1e9}
-        found |= _measure(asked, data, config.batch_size, screen)
+        found |= _measure(asked, data, config.examples_per_step, screen)
         _show(asked, found, screen)
         screen.say(
-            f"{asked.experiment}, batch {config.batch_size}; "
+            f"{asked.experiment}, batch {config.examples_per_step}; "
             f"mean ± standard deviation, n = {asked.blocks}"
         )
         return found

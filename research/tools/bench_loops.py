@@ -61,12 +61,13 @@ def serve(loop: str, experiment: Experiment, config: Config, data: Dataset, step
 
 def our_turns(experiment: Experiment, config: Config, data: Dataset, steps: int) -> Iterator[float]:
     """Yields the seconds of each turn of ``steps`` training steps."""
-    state = experiment.build(config, Plan(len(data.train), config.batch_size, config.epochs))
+    state = experiment.build(config, Plan(len(data.train), config.examples_per_step, config.epochs))
     begun = time.perf_counter()
     for report in train(
         *(state, experiment.step, data.train),
         epochs=10**6,
-        batch_size=config.batch_size,
+        batch_size=config.examples_per_step,
+        accumulate=config.accumulate,
         indices=experiment.indices,
         report_every=steps,
     ):
@@ -82,9 +83,9 @@ def product_turns(
     matrix = tf.random.stateless_uniform([PRODUCT_SIZE, PRODUCT_SIZE], seed=[0, 0])
     if config.precision == "mixed_bfloat16":
         matrix = tf.cast(matrix, tf.bfloat16)
-    plan = Plan(len(data.train), config.batch_size, config.epochs)
+    plan = Plan(len(data.train), config.examples_per_step, config.epochs)
     model = experiment.build(config, plan).model
-    wanted = steps * floating_point_operations(model, config.batch_size)
+    wanted = steps * floating_point_operations(model, config.examples_per_step)
     while True:
         begun = time.perf_counter()
         for _ in range(PRODUCTS):
@@ -123,14 +124,15 @@ def operations(experiment: Experiment, config: Config, data: Dataset) -> dict[st
 
     Operations that run at the same time both count in full.
     """
-    state = experiment.build(config, Plan(len(data.train), config.batch_size, config.epochs))
+    state = experiment.build(config, Plan(len(data.train), config.examples_per_step, config.epochs))
     seconds: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory(prefix="research-bench-") as folder:
         profile = Profile(PROFILED_STEPS + 1, 2 * PROFILED_STEPS, Path(folder))
         for _ in train(
             *(state, experiment.step, data.train),
             epochs=10**6,
-            batch_size=config.batch_size,
+            batch_size=config.examples_per_step,
+            accumulate=config.accumulate,
             indices=experiment.indices,
             until=2 * PROFILED_STEPS,
             report_every=2 * PROFILED_STEPS + 1,

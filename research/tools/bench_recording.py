@@ -66,7 +66,7 @@ def recorded_epochs(
     experiment: Experiment, config: Config, data: Dataset, file: Path, screen: Screen
 ) -> Generator[float, None, None]:
     """Yields the seconds of each recorded epoch, with the checkpoint at its end."""
-    plan = Plan(len(data.train), config.batch_size, config.epochs)
+    plan = Plan(len(data.train), config.examples_per_step, config.epochs)
     stop = StopRequest()  # never entered, so no signal sets it
     state = experiment.build(config, plan)
     start = find_start(config, file, data, state, plan, lambda plan: state)
@@ -86,7 +86,7 @@ def recorded_epochs(
 
 def plain_epochs(experiment: Experiment, config: Config, data: Dataset) -> Iterator[float]:
     """Yields the seconds of each epoch of training and validation alone."""
-    state = experiment.build(config, Plan(len(data.train), config.batch_size, config.epochs))
+    state = experiment.build(config, Plan(len(data.train), config.examples_per_step, config.epochs))
     reports = _reports(experiment, config, data, state)
     while True:
         begun = time.perf_counter()
@@ -102,7 +102,8 @@ def _reports(
     return train(
         *(state, experiment.step, data.train),
         epochs=config.epochs,
-        batch_size=config.batch_size,
+        batch_size=config.examples_per_step,
+        accumulate=config.accumulate,
         indices=experiment.indices,
         report_now=run.checkpoints.due if run else lambda done: False,
         show_graph=run.show_graph if run else lambda graph: None,

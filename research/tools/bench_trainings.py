@@ -42,12 +42,13 @@ def serve_trainings(experiment: Experiment, config: Config, data: Dataset, scree
     stop = StopRequest()  # which listens only where it is entered
     for line in sys.stdin:
         chosen = dataclasses.replace(config, seed=int(line))
-        plan = Plan(len(data.train), chosen.batch_size, chosen.epochs)
+        plan = Plan(len(data.train), chosen.examples_per_step, chosen.epochs)
         state = experiment.build(chosen, plan)
         reports = train(
             *(state, experiment.step, data.train),
             epochs=chosen.epochs,
-            batch_size=chosen.batch_size,
+            batch_size=chosen.examples_per_step,
+            accumulate=chosen.accumulate,
             indices=experiment.indices,
         )
         splits, progress = (data.train, data.test), TrainingProgress(screen, plan)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from research.config import Config, parse
 from research.data.batches import Plan
@@ -16,7 +16,7 @@ from research.errors import InputError, one_line
 from research.printable import counted
 from research.tools.check import Check
 from research.tools.load_experiment import load_experiment
-from research.training.strategy import make_strategy
+from research.training.strategy import divide_cpu, make_strategy
 from research.training.train import INPUT_SECONDS, Report, Unreported, train
 
 import numpy as np
@@ -32,6 +32,10 @@ KEEP = "make it in build, and hand it over in State.extra"
 FROZEN = (
     "Python's or NumPy's random numbers, or other Python values, are frozen when the step is "
     "traced; use state.random_seed, state.step and variables"
+)
+WHOLE_BATCH = (
+    "A step trains alike on any number of replicas if it takes the mean of something of each "
+    "example, not of the batch as a whole, and draws by state.random_uniform"
 )
 
 
@@ -52,6 +56,7 @@ def step_is_sound(
     Raises:
         InputError: if the experiment's Config or ``build`` refuses the arguments.
     """
+    divide_cpu()
     checks = _checks(functools.partial(Trial, experiment, arguments, split))
     while True:
         try:
@@ -80,21 +85,30 @@ class Trial:
     Args:
         experiment, arguments, split: see ``step_is_sound``.
         one_batch: whether each step trains on the same batch.
+        strategy: replaces that of the arguments.
     """
 
     def __init__(
-        self, experiment: Path, arguments: Sequence[str], split: Split, *, one_batch: bool = False
+        self,
+        experiment: Path,
+        arguments: Sequence[str],
+        split: Split,
+        *,
+        one_batch: bool = False,
+        strategy: Literal["default", "mirrored"] | None = None,
     ) -> None:
         self.experiment = load_experiment(experiment)
         config: Config = parse(self.experiment.config, arguments)
+        if strategy is not None:
+            config = dataclasses.replace(config, strategy=strategy)
         if one_batch:
-            config = dataclasses.replace(config, examples=config.holdout + config.batch_size)
+            config = dataclasses.replace(config, examples=config.holdout + config.examples_per_step)
         split = split.first(config.examples or len(split))
         if config.holdout:
             split, _ = hold_out(split, config.holdout, config.holding_out_seed)
         least = FIXED_BATCH_STEPS if one_batch else 2 * STEPS
         # max: a warm-up, for instance, may not be longer than the training.
-        plan = Plan(len(split), config.batch_size, config.epochs)
+        plan = Plan(len(split), config.examples_per_step, config.epochs)
         epochs = max(config.epochs, least / plan.steps_per_epoch)
         self.config, self.split = dataclasses.replace(config, epochs=epochs), split
         with make_strategy(config.strategy, config.batch_size).scope():
@@ -110,8 +124,9 @@ class Trial:
 
     def reports(self, **options: Any) -> Iterator[Report]:
         """The reports of ``train``, with the plan that ``build`` was given."""
-        epochs, batch_size = self.config.epochs, self.config.batch_size
-        chosen: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size}
+        config = self.config
+        chosen: dict[str, Any] = {"epochs": config.epochs, "batch_size": config.examples_per_step}
+        chosen |= {"accumulate": config.accumulate}
         chosen |= {"indices": self.experiment.indices, "report_every": 1000} | options
         return train(self.state, self._counted, self.split, **chosen)
 
@@ -149,11 +164,12 @@ def _checks(trial: Callable[..., Trial]) -> Iterator[Check]:
     first = trial()
     before = first.state.values()
     reference = first.train(STEPS)
-    sizes = 1 + (len(first.split) % first.config.batch_size > 0)
+    sizes = 1 + (len(first.split) % first.config.examples_per_step > 0)
     of_sizes = f"on batches of {counted(sizes, 'size')}"
     found = f"{counted(first.traces, 'trace')} in {STEPS} steps {of_sizes}"
-    replicas = first.state.strategy.num_replicas_in_sync  # each of them traces the step
-    yield Check("traced once", first.traces == replicas, found)
+    replicas = first.state.strategy.num_replicas_in_sync
+    # Each replica traces the step, and each part of its batch.
+    yield Check("traced once", first.traces == replicas * first.config.accumulate, found)
 
     trainable = {v.path for v in first.state.model.trainable_variables}
     of_model = [name for name in before if name.startswith("model/")]
@@ -167,15 +183,16 @@ def _checks(trial: Callable[..., Trial]) -> Iterator[Check]:
     reports = one_by_one.reports(until=2 * STEPS, report_every=1, steps_per_call=1)
     compiled = list(one_by_one.each_step(reports))
     starts += [outcome.variables for outcome in compiled[:-1]]
+    # The control uses the same compiled step, with the same frozen values.
+    model, rng = one_by_one.state.model, np.random.default_rng(0)
+    changed = [_with_other_last_bits(start, model, rng) for start in starts]
+    rounding = _rounding(compiled, one_by_one.each_step(reports, changed))
     if replicas > 1:
         yield Check("compiled equals eager", True, "not tried: eager replicas can't communicate")
     else:
-        # The control uses the same compiled step, with the same frozen values.
-        model, rng = one_by_one.state.model, np.random.default_rng(0)
-        changed = [_with_other_last_bits(start, model, rng) for start in starts]
-        control = one_by_one.each_step(reports, changed)
-        found = _differs_from_eager(starts, compiled, control, trial())
+        found = _differs_from_eager(starts, compiled, rounding, trial())
         yield Check("compiled equals eager", not found, found)
+    yield _on_several_replicas(starts, compiled, rounding, trial, replicas)
 
     alike = _equal(reference, compiled[-1].variables)
     same = alike or _equal(reference, trial().train(STEPS))
@@ -213,42 +230,96 @@ def _equal(a: Arrays, b: Arrays) -> bool:
 # --- Compiled and eager ---------------------------------------------------------------------------
 
 
+def _rounding(compiled: Sequence[Outcome], control: Iterable[Outcome]) -> dict[str, float]:
+    """The largest effect of rounding on each array, as a Euclidean distance.
+
+    Args:
+        compiled: the outcomes of the compiled steps.
+        control: the outcomes of compiled steps from weights with other last bits.
+    """
+    found: dict[str, float] = {}
+    for outcome, other in zip(compiled, control, strict=True):
+        for name, _, distance in _distances(outcome, other):
+            found[name] = max(found.get(name, 0.0), distance)
+    return found
+
+
+def _differing(
+    start: Arrays, one: Outcome, other: Outcome, rounding: Mapping[str, float]
+) -> str | None:
+    """The first array that differs by more than rounding after the same step, if any.
+
+    Where sums have another order, each array may differ by 1e-5 of its Euclidean norm (for a
+    variable, of the norm of its change) plus ten times the largest effect of rounding. The second
+    term is for arrays that are nothing but rounding, such as the gradient of a bias before a
+    normalization.
+    """
+    for name, value, distance in _distances(one, other):
+        moved = value - start[name] if name in start else value
+        if distance > 1e-5 * np.linalg.norm(moved) + 10 * rounding.get(name, 0.0):
+            return name
+    return None
+
+
 def _differs_from_eager(
     starts: Sequence[Arrays],
     compiled: Sequence[Outcome],
-    control: Iterable[Outcome],
+    rounding: Mapping[str, float],
     eager: Trial,
 ) -> str:
     """How eager steps differ from compiled ones, each from the same state; "" if they don't.
 
-    Their sums have another order, so each array may differ by 1e-5 of its Euclidean norm (for a
-    variable, of the norm of its change) plus ten times the largest effect of rounding. The second
-    term is for arrays that are nothing but rounding, such as the gradient of a bias before a
-    normalization.
-
     Args:
         starts: the state before each step.
         compiled: the outcomes of the compiled steps.
-        control: the outcomes of compiled steps from weights with other last bits.
+        rounding: see ``_rounding``.
         eager: the trial that runs eagerly.
     """
-    rounding: dict[str, float] = {}
-    for outcome, other in zip(compiled, control, strict=True):
-        for name, _, distance in _distances(outcome, other):
-            rounding[name] = max(rounding.get(name, 0.0), distance)
     seen = []
     outcomes = eager.each_step(eager.reports(until=STEPS, report_every=1, compiled=False), starts)
     for number, (start, one, other) in enumerate(zip(starts, compiled, outcomes, strict=True), 1):
-        for name, value, distance in _distances(one, other):
-            moved = value - start[name] if name in start else value
-            if distance > 1e-5 * np.linalg.norm(moved) + 10 * rounding.get(name, 0.0):
-                return f"{name} differs at step {number}: {FROZEN}"
+        if name := _differing(start, one, other, rounding):
+            return f"{name} differs at step {number}: {FROZEN}"
         seen.append(_python_values(eager))
     for name in seen[-1]:
         values = [values.get(name) for values in seen]
         if all(a != b for a, b in itertools.pairwise(values)):
             return f"each call changes the Python value {name}, but compiled steps don't: {FROZEN}"
     return ""
+
+
+def _on_several_replicas(
+    starts: Sequence[Arrays],
+    compiled: Sequence[Outcome],
+    rounding: Mapping[str, float],
+    trial: Callable[..., Trial],
+    replicas: int,
+) -> Check:
+    """Says whether one replica and several take the same steps, each from the same state.
+
+    It always holds: a step may have its reasons for looking at the batch as a whole.
+    """
+    name = "on several replicas"
+    try:
+        other = trial(strategy="default" if replicas > 1 else "mirrored")
+        outcomes = other.each_step(other.reports(until=STEPS, report_every=1), starts)
+        for number, (start, one, two) in enumerate(zip(starts, compiled, outcomes, strict=True), 1):
+            if differing := _differing(start, *_same_rows(one, two), rounding):
+                found = f"another training: {differing} differs at step {number}. {WHOLE_BATCH}"
+                return Check(name, True, found)
+    except Exception as error:  # a step may fail in any way
+        return Check(name, True, f"it fails: {one_line(error)[-300:]}")
+    return Check(name, True, "the same training, but for rounding")
+
+
+def _same_rows(one: Outcome, two: Outcome) -> tuple[Outcome, Outcome]:
+    """The outcomes without the rows of images and vectors that only one of them has.
+
+    Of several replicas, the first one's are returned.
+    """
+    rows = {k: min(map(len, (one.returned[k], two.returned[k]))) for k in one.returned}
+    first = ({k: v[: rows[k]] for k, v in outcome.returned.items()} for outcome in (one, two))
+    return one._replace(returned=next(first)), two._replace(returned=next(first))
 
 
 def _with_other_last_bits(

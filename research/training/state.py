@@ -4,14 +4,48 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from research.seeds import derive_seed
+from research.seeds import PartSeed, derive_seed, random_uniform
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """The part of a batch that a step works on, where one step does not have the whole of it.
+
+    Each replica has one part, or several with gradient accumulation.
+
+    Attributes:
+        number: int32 scalar, which part, counted from 0 over all replicas.
+        first: int32 scalar, the position of the part's first example in the batch.
+        batch: int32 scalar, the number of examples in the batch.
+        weight: float64 scalar, the number of the part's examples divided by the mean of all parts.
+        of_replica: the number of parts on each replica, which are worked on in turn.
+        sums: the sums of the gradients of the replica's parts so far: of one, of two and so on.
+    """
+
+    number: tf.Tensor
+    first: tf.Tensor
+    batch: tf.Tensor
+    weight: tf.Tensor
+    of_replica: int
+    sums: list[list[tf.Tensor]]
+
+    def add(self, gradients: list[tf.Tensor]) -> None:
+        """Adds the gradients to those of the replica's earlier parts."""
+        if self.sums:
+            gradients = [a + b for a, b in zip(self.sums[-1], gradients, strict=True)]
+        self.sums.append(gradients)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the gradients of all parts of the replica have been added."""
+        return self.of_replica in (1, len(self.sums))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,10 +68,10 @@ class State:
             the weights. Checkpoints hold them. A resumed run loses values kept anywhere else.
         strategy: decides the devices and the number of replicas.
         step: int64 variable, the number of steps done.
-        indices: int64 [B], the positions of this replica's examples in the training split. Set by
+        indices: int64 [B], the positions of the step's examples in the training split. Set by
             ``train``; None outside of a step.
-        share: this replica's share of the batch, 0 to 1; None with one replica. Set by ``train``
-            and used by ``reduce``.
+        part: the part of the batch that these examples are; None if they are the whole. Set by
+            ``train``.
 
     Raises:
         ValueError: if the model has no trainable variables, or ``loss``, ``optimizer`` or a value
@@ -56,7 +90,7 @@ class State:
         default_factory=lambda: tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
     )
     indices: tf.Tensor | None = None
-    share: tf.Tensor | None = None
+    part: Part | None = None
 
     def __post_init__(self) -> None:
         if not self.model.trainable_variables:
@@ -79,6 +113,14 @@ class State:
                 raise ValueError(
                     f"extra[{name!r}] is {kept!r}, a {type(kept).__name__}, which no step can "
                     "change: make it a tf.Variable, or a Keras model"
+                )
+            several = self.strategy.num_replicas_in_sync > 1
+            if several and getattr(kept, "aggregation", None) == tf.VariableAggregation.NONE:
+                raise ValueError(
+                    f"extra[{name!r}] has no aggregation, and its copies on several replicas could "
+                    "drift apart: give tf.Variable an aggregation, such as "
+                    "tf.VariableAggregation.MEAN, or ONLY_FIRST_REPLICA for values that the step "
+                    "makes the same on all"
                 )
         if self.optimizer is None:
             if self.model.compute_dtype == "float16":
@@ -142,17 +184,50 @@ class State:
         Python's or NumPy's random numbers would be drawn once, while the step is traced, and be
         the same in all steps.
 
+        This project's dropout and augmentation, and what else draws by ``research.seeds``, draw
+        with it for each example what one replica would draw for the same example.
+
         Args:
             name: the use of the numbers, such as ``"dropout"``; each name gives other numbers.
         """
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return derive_seed(self.seed, name, self.step, replica)
+        if self.part is None:
+            return derive_seed(self.seed, name, self.step, replica)
+        first, examples, batch = (
+            tf.cast(n, tf.int64) for n in (self.part.first, tf.size(self.indices), self.part.batch)
+        )
+        own = derive_seed(self.seed, name, self.step, self.part.number)
+        return PartSeed(own, self.batch_seed(name), first, examples, batch)
+
+    def batch_seed(self, name: str) -> tf.Tensor:
+        """A seed that is the same on every replica, int64 [2], for what the whole batch shares.
+
+        On one replica it is ``random_seed(name)``.
+        """
+        return derive_seed(self.seed, name, self.step, 0)
+
+    def random_uniform(
+        self, name: str, shape: Sequence[int], low: float = 0.0, high: float = 1.0
+    ) -> tf.Tensor:
+        """Random numbers for each example, the same on one replica and on several.
+
+        Args:
+            name: the use of the numbers, as for ``random_seed``.
+            shape: the shape for one example, such as [28, 28, 1].
+            low, high: the limits; all numbers from ``low`` to below ``high`` are equally likely.
+
+        Returns:
+            float32 [B, *shape] for the step's B examples.
+        """
+        shape = tf.concat([tf.shape(self.indices), tf.cast(shape, tf.int32)], axis=0)
+        return random_uniform(self.random_seed(name), shape, low, high)
 
     def gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:
         """Computes the gradients of this replica's loss, one for each trainable variable.
 
         With a loss scale, the scaled loss is differentiated, so that small float16 gradients do not
-        underflow; the gradients are then divided by the scale.
+        underflow; the gradients are then divided by the scale. On several replicas the gradients
+        are weighted by the number of this replica's examples.
 
         Args:
             tape: the tape that recorded the computation of ``loss``.
@@ -172,6 +247,9 @@ class State:
         variables = self.model.trainable_variables
         scale = self._loss_scale()
         seed = None if scale is None else tf.cast(scale, loss.dtype)
+        if self.part is not None:
+            # Before differentiation: batch normalization mixes the losses of all replicas.
+            seed = (1 if seed is None else seed) * tf.cast(self.part.weight, loss.dtype)
         gradients = tape.gradient(loss, [v.value for v in variables], output_gradients=seed)
         unconnected = [v.path for v, g in zip(variables, gradients, strict=True) if g is None]
         if unconnected:
@@ -209,6 +287,8 @@ class State:
                 found = {name: tf.where(finite, value, 0.0) for name, value in found.items()}
                 found["optimizer/loss_scale"] = tf.identity(scale)
                 gradients = [g * scale for g in gradients]  # the optimizer will divide by it
+            if self.part is not None and not self.part.is_last:
+                return measured | found
             replicas = self.strategy.num_replicas_in_sync
             if replicas > 1:
                 gradients = [g / replicas for g in gradients]  # the optimizer will sum over them
@@ -229,10 +309,8 @@ class State:
             ``optimizer/gradient_norm``, the global norm, and for each variable
             ``weight_gradients/<layer>/<variable>``, the gradient as a vector.
         """
-        if self.share is not None:
-            weighted = [g * self.share for g in gradients]
-            context = tf.distribute.get_replica_context()
-            gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, weighted)
+        if self.part is not None:
+            gradients = self._over_all_parts(gradients, self.part)
         norm = tf.linalg.global_norm(gradients)
         measured = {"optimizer/gradient_norm": norm}
         names = [f"weight_gradients/{name}" for name in self.weights()]
@@ -241,6 +319,18 @@ class State:
         if self.clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm, use_norm=norm)
         return gradients, measured
+
+    def _over_all_parts(self, gradients: list[tf.Tensor], part: Part) -> list[tf.Tensor]:
+        """The mean over all parts; before this replica's last part, the gradients as given."""
+        if part.of_replica > 1:
+            part.add(gradients)
+            if not part.is_last:
+                return gradients
+            gradients = [g / part.of_replica for g in part.sums[-1]]
+        if self.strategy.num_replicas_in_sync == 1:
+            return gradients
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.MEAN, gradients)
 
     def _scales_loss(self) -> bool:
         return isinstance(self.optimizer, tf.keras.optimizers.LossScaleOptimizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 from research.errors import InputError
@@ -21,11 +22,7 @@ def make_strategy(name: Literal["default", "mirrored"], batch_size: int) -> tf.d
     """
     if name == "default":
         return tf.distribute.get_strategy()
-    if not tf.config.list_physical_devices("GPU"):
-        (cpu,) = tf.config.list_physical_devices("CPU")
-        if tf.config.get_logical_device_configuration(cpu) is None:
-            half = tf.config.LogicalDeviceConfiguration()
-            tf.config.set_logical_device_configuration(cpu, [half, half])
+    divide_cpu()
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     devices = [device.name for device in tf.config.list_logical_devices(kind)]
     if batch_size < len(devices):
@@ -33,6 +30,21 @@ def make_strategy(name: Literal["default", "mirrored"], batch_size: int) -> tf.d
             f"--batch-size {batch_size}: --strategy {name} has {len(devices)} replicas here; "
             "give each at least one example"
         )
+    return _mirrored(tuple(devices))
+
+
+def divide_cpu() -> None:
+    """Divides the CPU into two logical devices if there is no GPU; before TensorFlow is used."""
+    if not tf.config.list_physical_devices("GPU"):
+        (cpu,) = tf.config.list_physical_devices("CPU")
+        if tf.config.get_logical_device_configuration(cpu) is None:
+            half = tf.config.LogicalDeviceConfiguration()
+            tf.config.set_logical_device_configuration(cpu, [half, half])
+
+
+@functools.cache
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    """One strategy for the process: TensorFlow mixes up the reductions of several."""
     return tf.distribute.MirroredStrategy(devices)
 
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
-from research.data.batches import Plan, batch_indices, epoch_order, indices_of_step, take_batch
+from research.data.batches import (
+    Plan,
+    batch_indices,
+    epoch_order,
+    indices_of_step,
+    share_of_batch,
+    take_batch,
+)
 from research.data.dataset import Split
-from research.errors import NonFiniteError
+from research.errors import InputError, NonFiniteError
 from research.training.graph import with_names_of_the_code
 from research.training.profiler import Profile, Profiler
 from research.training.returned import sorted_by_kind
-from research.training.state import State
+from research.training.state import Part, State
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +29,8 @@ import tensorflow as tf
 
 Step = Callable[[State, tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
 Indices = Callable[[State, Plan], tf.Tensor]
+# What one step returns: scalars, and images and vectors, by name.
+Returned = tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]
 # What several steps return: scalars [steps], the last step's images and vectors, and its indices.
 Stepped = tuple[dict[str, tf.Tensor], dict[str, tf.Tensor], tf.Tensor]
 History = dict[str, npt.NDArray[np.float32]]
@@ -28,6 +38,9 @@ History = dict[str, npt.NDArray[np.float32]]
 # train adds two scalars to those that a step returns: the wall time until the step's batch was
 # ready, and the number of examples in the batch.
 INPUT_SECONDS, EXAMPLES = "input_seconds", "examples"
+
+# How the names of operations begin that change a variable.
+WRITING = ("Assign", "ResourceApply", "ResourceScatter", "ResourceSparse", "ResourceStrided")
 
 # Python handles signals only between two calls of a compiled function, so calls must be short.
 SECONDS_PER_CALL = 0.4
@@ -155,6 +168,7 @@ def train(
     *,
     epochs: float,
     batch_size: int,
+    accumulate: int = 1,
     until: int | None = None,
     indices: Indices | None = None,
     steps_per_call: int = 10,
@@ -181,6 +195,8 @@ def train(
         split: the training examples.
         epochs: passes over ``split`` in the whole training, fractions allowed.
         batch_size: examples per step over all replicas; an epoch's last batch may be smaller.
+        accumulate: how many parts of the batch each replica works on in turn, to need less memory;
+            their gradients are added. The result changes by rounding only.
         until: the step after which training ends, counted from the start of training; None for the
             last step.
         indices: decides which examples make a batch: a function (state, plan) -> int64 [B],
@@ -204,12 +220,14 @@ def train(
     Raises:
         NonFiniteError: if a scalar that the step returns becomes NaN or infinite.
         RuntimeError: if no weight has changed by the first report that is due and covers a step
-            with a learning rate above 0, or by the end.
+            with a learning rate above 0, or by the end; or if a variable then has different values
+            on different replicas.
         ValueError: if the step returns anything but scalars, images and vectors by name, or
             ``indices`` anything but positions.
+        InputError: with ``accumulate``, see ``check_accumulation``.
     """
     plan = Plan(len(split), batch_size, epochs)
-    run_steps = _several_steps(state, step, split, plan, indices, show_graph, compiled)
+    run_steps = _several_steps(state, step, split, plan, indices, show_graph, compiled, accumulate)
     before = unreported or Unreported()
     last = plan.steps if until is None else min(until, plan.steps)
 
@@ -248,6 +266,7 @@ def train(
                 rates = history.get("optimizer/learning_rate", np.ones(1))
                 if weights_before and (done == last or (latest.due and rates.any())):
                     _check_changed(state, weights_before, history)
+                    _check_copies(state)
                     weights_before = []
                 yield latest
                 if latest.due:
@@ -299,13 +318,14 @@ def go_to_non_finite(
     *,
     plan: Plan,
     until: int,
+    accumulate: int = 1,
     indices: Indices | None = None,
 ) -> tf.Tensor | None:
     """Trains, step by step, up to where the next step makes something NaN or infinite.
 
     Args:
         state: is left as it is before that step.
-        step, split, indices: see ``train``.
+        step, split, accumulate, indices: see ``train``.
         plan: how training goes over its examples, and how far.
         until: gives up after so many steps, counted from the very start.
 
@@ -314,7 +334,9 @@ def go_to_non_finite(
         it returns, or a variable after it, is not finite. Only these count: no figure that
         ``train`` computes for its reports.
     """
-    run_steps = _several_steps(state, step, split, plan, indices, lambda graph: None, True)
+    run_steps = _several_steps(
+        state, step, split, plan, indices, lambda graph: None, True, accumulate
+    )
     while int(state.step.numpy()) < until:
         before = state.values()
         scalars, _, used = run_steps(tf.constant(1))
@@ -356,35 +378,49 @@ def indices_of_next_step(state: State, plan: Plan, indices: Indices | None) -> t
 
 
 def _one_step(
-    state: State, step: Step, split: Split
-) -> Callable[[tf.Tensor], tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]]:
+    state: State, step: Step, split: Split, accumulate: int
+) -> Callable[[tf.Tensor], Returned]:
     """A function (indices of the batch) -> (scalars, images and vectors) of one step, by name.
 
-    The scalars are float32, averaged over the replicas. Images and vectors are the first replica's.
+    The scalars are float32, averaged over the batch. Images and vectors are those of the first
+    replica and, with ``accumulate``, of its last part.
     """
     images, labels = tf.constant(split.images), tf.constant(split.labels)
-    replicas = state.strategy.num_replicas_in_sync
+    parts = state.strategy.num_replicas_in_sync * accumulate
 
-    def one_replica(batch: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-        share, indices = None, batch
-        if replicas > 1:
-            replica = tf.distribute.get_replica_context()
-            indices = batch[replica.replica_id_in_sync_group :: replicas]
-            share = tf.cast(tf.size(indices) / tf.size(batch), tf.float32)
-            # A replica without examples takes one with share 0: some kernels need an example.
-            indices = tf.cond(tf.size(indices) > 0, lambda: indices, lambda: batch[:1])
-        view = dataclasses.replace(state, share=share, indices=indices)
+    def one_part(view: State) -> Returned:
         begun = tf.timestamp()
         with tf.name_scope("batch"), tf.control_dependencies([begun]):
-            batch_of_replica = take_batch(images, labels, indices)
-        with tf.control_dependencies(batch_of_replica):
+            batch = take_batch(images, labels, view.indices)
+        with tf.control_dependencies(batch):
             # max: the clock may be set back.
             input_seconds = tf.cast(tf.maximum(tf.timestamp() - begun, 0), tf.float32)
-        scalars, others = sorted_by_kind(step(view, *batch_of_replica))
+        scalars, others = sorted_by_kind(step(view, *batch))
         scalars[INPUT_SECONDS] = input_seconds
-        return {k: v if share is None else v * share for k, v in scalars.items()}, others
+        return scalars, others
 
-    def one_step(positions: tf.Tensor) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+    def one_replica(batch: tf.Tensor) -> Returned:
+        if parts == 1:
+            return one_part(dataclasses.replace(state, indices=batch))
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        sums: list[list[tf.Tensor]] = []
+        of_parts, shares = [], []
+        for turn in range(accumulate):
+            number = replica * accumulate + turn
+            first, indices = share_of_batch(batch, number, parts)
+            share = tf.size(indices) / tf.size(batch)  # float64
+            part = Part(number, first, tf.size(batch), share * parts, accumulate, sums)
+            indices = _with_an_example(indices, batch)
+            view = dataclasses.replace(state, indices=indices, part=part)
+            # One part after the other: together they would need the memory of the whole batch.
+            with tf.control_dependencies(sums[-1] if sums else []):
+                of_parts.append(one_part(view))
+            shares.append(tf.cast(share, tf.float32))
+            if accumulate > 1:
+                _check_accumulated(part, turn + 1)
+        return _over_parts([scalars for scalars, _ in of_parts], shares), of_parts[-1][1]
+
+    def one_step(positions: tf.Tensor) -> Returned:
         scalars, others = state.strategy.run(one_replica, args=(positions,))
         add = tf.distribute.ReduceOp.SUM
         scalars = {k: state.strategy.reduce(add, v, axis=None) for k, v in scalars.items()}
@@ -396,6 +432,68 @@ def _one_step(
     return one_step
 
 
+def _with_an_example(indices: tf.Tensor, batch: tf.Tensor) -> tf.Tensor:
+    """The indices of a part; if it has none, the batch's first: some kernels need an example.
+
+    The part then has share and weight 0.
+    """
+    return tf.cond(tf.size(indices) > 0, lambda: indices, lambda: batch[:1])
+
+
+def _over_parts(
+    of_parts: Sequence[Mapping[str, tf.Tensor]], shares: Sequence[tf.Tensor]
+) -> dict[str, tf.Tensor]:
+    """What a replica adds to the mean of each scalar over the batch.
+
+    Only the last part updates the weights: what ``State.update`` measures is that part's.
+    """
+    found = {}
+    for name, last in of_parts[-1].items():
+        if name == INPUT_SECONDS:
+            found[name] = tf.add_n([scalars[name] for scalars in of_parts]) * tf.add_n(shares)
+        elif name.startswith("optimizer/"):
+            found[name] = last * tf.add_n(shares)
+        else:
+            pairs = zip(of_parts, shares, strict=True)
+            found[name] = tf.add_n([scalars[name] * share for scalars, share in pairs])
+    return found
+
+
+@tf.autograph.experimental.do_not_convert
+def _check_accumulated(part: Part, done: int) -> None:
+    """Refuses a step that does more than one update; ``done`` parts of it have been traced."""
+    option = f"--accumulate {part.of_replica}"
+    if len(part.sums) != done:
+        raise InputError(
+            f"{option}: the step calls state.update or state.reduce {len(part.sums) / done:g} "
+            "times, and only one call can be accumulated; give a larger --batch-size instead"
+        )
+    if part.is_last or tf.executing_eagerly():
+        return
+    graph = tf.compat.v1.get_default_graph().as_graph_def()
+    functions = (function.node_def for function in graph.library.function)
+    if any(node.op.startswith(WRITING) for node in itertools.chain(graph.node, *functions)):
+        raise InputError(
+            f"{option}: the step changes more variables than state.update does (those of batch "
+            f"normalization, say, or an average of the weights), and would do so "
+            f"{part.of_replica} times; give a larger --batch-size instead"
+        )
+
+
+def check_accumulation(state: State, step: Step, split: Split, accumulate: int) -> None:
+    """Refuses a step whose gradients can't be accumulated; traces it, and runs nothing.
+
+    Args:
+        state, step, split, accumulate: see ``train``; ``accumulate`` 1 suits every step.
+
+    Raises:
+        InputError: if the step changes variables by anything but one ``state.update``.
+    """
+    if accumulate > 1:
+        one_step = tf.function(_one_step(state, step, split, accumulate))
+        one_step.get_concrete_function(tf.TensorSpec([None], tf.int64))
+
+
 def _several_steps(
     state: State,
     step: Step,
@@ -404,13 +502,14 @@ def _several_steps(
     indices: Indices | None,
     show_graph: Callable[[tf.compat.v1.GraphDef], None],
     compiled: bool,
+    accumulate: int = 1,
 ) -> Callable[[tf.Tensor], Stepped]:
     """A function (number of steps) -> (scalars, images and vectors, indices).
 
     It runs these steps, which must lie in one epoch. The scalars are float32 [steps], by name; the
     rest is the last step's. The arguments are those of ``train``.
     """
-    one_step = _one_step(state, step, split)
+    one_step = _one_step(state, step, split, accumulate)
 
     def order_of_epoch() -> tf.Tensor:
         """The order of the epoch; computed once per call, since it costs a part of a step."""
@@ -431,9 +530,11 @@ def _several_steps(
         rows = {name: tf.stack([s[name] for s, _ in found]) for name in found[0][0]}
         return rows, found[-1][1], batch
 
-    if not compiled:
+    if not compiled and accumulate == 1:
         return run_eagerly
     concrete: Any = tf.function(one_step).get_concrete_function(tf.TensorSpec([None], tf.int64))
+    if not compiled:
+        return run_eagerly  # with accumulate, tracing has checked what the step changes
     show_graph(with_names_of_the_code(concrete.graph.as_graph_def()))
     names, like = list(concrete.structured_outputs[0]), concrete.structured_outputs[1]
     shapes = {name: tensor.shape for name, tensor in like.items()}
@@ -509,3 +610,16 @@ def _check_changed(state: State, before: list[tf.Tensor], history: History) -> N
             "no weight has changed in the first steps: check that the step calls "
             "state.update(gradients) and that the learning rate is above 0"
         )
+
+
+def _check_copies(state: State) -> None:
+    """Raises RuntimeError if the replicas' copies of a variable differ."""
+    for name, variable in state.variables().items():
+        mirrored = variable.value if isinstance(variable, tf.keras.Variable) else variable
+        first, *others = state.strategy.experimental_local_results(mirrored)
+        if any(not np.array_equal(first, other) for other in others):
+            raise RuntimeError(
+                f"{name} has drifted apart on the replicas: change it by the same values on all, "
+                "such as means over tf.distribute.get_replica_context().all_reduce, or with "
+                "batch normalization by synchronized=True"
+            )

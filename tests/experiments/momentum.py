@@ -32,7 +32,12 @@ def build(config: Config, plan: Plan) -> State:
         seed=config.seed,
         clip_norm=config.clip_norm,
         options=config,
-        extra={f"velocity/{v.path}": tf.Variable(tf.zeros(v.shape)) for v in model.weights},
+        extra={
+            f"velocity/{v.path}": tf.Variable(
+                tf.zeros(v.shape), aggregation=tf.VariableAggregation.MEAN
+            )
+            for v in model.weights
+        },
     )
 
 
