@@ -180,6 +180,8 @@ class Compare:
     """Trainings at a time. Default: one on each core, or as many as --threads leaves room for."""
     threads: int = 1
     """Threads of each training; other numbers give other bits."""
+    scheduler: str | None = None
+    """The address of a Dask scheduler, such as tcp://10.0.0.1:8786: its workers train."""
     directory: Path | None = None
     """The directory of the comparison. Default: runs/compare/TIME-NAMES."""
     cost: bool = False
@@ -248,6 +250,8 @@ class Sweep:
     """Trainings at a time. Default: one on each core, or as many as --threads leaves room for."""
     threads: int = 1
     """Threads of each training; other numbers give other bits."""
+    scheduler: str | None = None
+    """The address of a Dask scheduler, such as tcp://10.0.0.1:8786: its workers train."""
     directory: Path | None = None
     """The directory of the sweep. Default: runs/sweep/TIME-EXPERIMENT."""
     options: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()

@@ -105,7 +105,11 @@ def _coordinates(
     axes.set(xlim=(-0.35, last + 0.25), ylim=(-0.06, 1.06))
     axes.set_yticks([])
     axes.tick_params(length=0)
-    axes.set_title("Settings; the best in red, the better the darker", fontsize=9, color=INK)
+    axes.set_title(
+        "Settings: the better, the darker; the best in red. Below, ± one standard deviation",
+        fontsize=9,
+        color=INK,
+    )
     for spine in axes.spines.values():
         spine.set_visible(False)
 
@@ -132,6 +136,12 @@ def _slice(
             ticks = [float(tick) for tick in _ticks(dimension)]
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.minorticks_off()
+        aside = 0.04 * (dimension.high - dimension.low)
+        factor = (dimension.high / dimension.low) ** 0.04 if dimension.log else 1.0
+        ends = (dimension.low / factor, dimension.high * factor)
+        if not dimension.log:
+            ends = (dimension.low - aside, dimension.high + aside)
+        axes.set_xlim(*ends)
     axes.errorbar(
         *(x, means, sds), fmt="o", color="#1a56a8", ecolor=GRID, markersize=4, elinewidth=1,
         markeredgecolor="white", markeredgewidth=0.4,

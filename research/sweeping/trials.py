@@ -5,9 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 
+from research.comparing.cluster import Engine
 from research.comparing.comparison import json_lines
 from research.comparing.pairs import last_words
-from research.comparing.trainings import Task, Trainers
+from research.comparing.trainings import Task
 from research.errors import StorageError
 from research.sweeping.journal import Journal
 from research.sweeping.space import Setting
@@ -16,7 +17,7 @@ from research.sweeping.sweep import Sweep
 from optuna.trial import TrialState
 
 
-def train(sweep: Sweep, journal: Journal, trainers: Trainers, trials: int) -> Iterator[list[int]]:
+def train(sweep: Sweep, journal: Journal, trainers: Engine, trials: int) -> Iterator[list[int]]:
     """Trains until so many trials have ended, with those that have ended already.
 
     A setting that is drawn again shares the trainings of its first trial. If the sweep prunes, the

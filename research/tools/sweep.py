@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from research.comparing import question
+from research.comparing.cluster import engine, room_for
 from research.comparing.comparison import lock_comparison
 from research.comparing.page import sentence, with_sd
 from research.comparing.planning import Plan, plan, read_data
 from research.comparing.question import ERROR, Arm, Metric, option_names, with_held_out
 from research.comparing.report import read_verdict
-from research.comparing.trainings import Trainers, trainings_at_a_time
 from research.config import parse
 from research.data.dataset import Dataset, hold_out
 from research.errors import InputError
@@ -82,7 +82,7 @@ def run(asked: Asked, screen: Screen) -> None:
         threads=asked.threads,
         data=data.sha256(),
     )
-    workers = asked.workers or trainings_at_a_time(asked.threads)
+    workers = room_for(asked.scheduler, asked.workers, asked.threads)
     there = find(declared, space, asked.directory)
     if there is None:
         with plan(tried, [None], len(rest), declared.data, workers, screen.say) as planned:
@@ -90,8 +90,8 @@ def run(asked: Asked, screen: Screen) -> None:
             there = create(declared, space, planned, asked.directory)
     lock = lock_comparison(there.path, screen.say)
     try:
-        found = _train(there, trials, workers, lock, screen)
-        _leave(asked, experiment, there, found, data, workers, screen)
+        found = _train(asked, there, trials, lock, screen)
+        _leave(asked, experiment, there, found, data, screen)
     finally:
         os.close(lock)
 
@@ -116,7 +116,7 @@ def cost_text(planned: Plan, trials: int, seeds: int, workers: int) -> str:
     )
 
 
-def _train(there: Sweep, trials: int, workers: int, lock: int, screen: Screen) -> dict[str, Any]:
+def _train(asked: Asked, there: Sweep, trials: int, lock: int, screen: Screen) -> dict[str, Any]:
     """Trains what is missing; returns the results.
 
     Raises:
@@ -135,7 +135,9 @@ def _train(there: Sweep, trials: int, workers: int, lock: int, screen: Screen) -
     with (
         StopRequest() as stop,
         _progress(screen) as progress,
-        Trainers(workers, fields["threads"], there.path, lock) as trainers,
+        engine(
+            *(asked.scheduler, asked.workers, fields["threads"], there.path, lock, screen.say)
+        ) as trainers,
     ):
         bar = progress.add_task("trials", total=trials)
         for ended in train(there, journal, trainers, trials):
@@ -172,7 +174,6 @@ def _leave(
     there: Sweep,
     found: dict[str, Any],
     data: Dataset,
-    workers: int,
     screen: Screen,
 ) -> None:
     """Shows the settings, writes them, and compares the best one."""
@@ -197,7 +198,7 @@ def _leave(
     again = command(there, asked.trials)
     as_it_is = parse(experiment.config, asked.options, experiment=asked.experiment.stem)
     best = parse(experiment.config, [*asked.options, *words], experiment=asked.experiment.stem)
-    final = comparison(asked, there, words, workers)
+    final = comparison(asked, there, words)
     if best == as_it_is:
         verdict.append("The best setting is the experiment as it is: there is nothing to compare.")
         screen.say(verdict[-1])
@@ -220,7 +221,7 @@ def _leave(
     _write_page(there, found, page(found, again, "\n\n".join(verdict)), screen)
 
 
-def comparison(asked: Asked, there: Sweep, words: list[str], workers: int) -> Compare:
+def comparison(asked: Asked, there: Sweep, words: list[str]) -> Compare:
     """The comparison of a setting with the experiment as it is, on the examples no trial saw.
 
     Its seeds are others than those that selected the setting.
@@ -231,8 +232,9 @@ def comparison(asked: Asked, there: Sweep, words: list[str], workers: int) -> Co
         metric=str(there.metric),
         most_pairs=asked.most_pairs,
         first_seed=asked.seeds,
-        workers=workers,
+        workers=asked.workers,
         threads=asked.threads,
+        scheduler=asked.scheduler,
         directory=there.path / "verdict",
         options=(
             *(*asked.options, "--holdout", str(asked.reserve)),

@@ -1,0 +1,132 @@
+"""Trainings on the workers of a Dask cluster: run, refused, killed, sent back, each once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from research.comparing import cluster
+from research.comparing.cluster import Cluster
+from research.comparing.comparison import describe_machine
+from research.comparing.trainings import Ended, Task
+from research.errors import InputError
+
+import distributed
+import pytest
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[distributed.LocalCluster]:
+    """Two workers in processes of their own; one that is killed is replaced."""
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+    ) as found:
+        yield found
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Callable[[str], Task]:
+    """Makes a task of a program's text. Its library is empty, so that nothing is imported."""
+    root = tmp_path / "study" / "code" / "now"
+    (root / "research").mkdir(parents=True)
+    (root / "research" / "__init__.py").touch()
+
+    def make(text: str) -> Task:
+        number = len(list(root.glob("program-*.py")))
+        file = root / f"program-{number}.py"
+        file.write_text(text)
+        run = tmp_path / "study" / f"run-{number}"
+        return Task(number, f"program {number}", root, file, ["--seed", str(number)], run)
+
+    return make
+
+
+# Leaves a run directory that says how it was run; a second start of the same would be seen.
+TRAINING = (
+    "import sys, time\nfrom pathlib import Path\n"
+    "run = Path(sys.argv[-1])\ntime.sleep({})\n"
+    "run.mkdir(exist_ok='--resume' in sys.argv)\n"
+    "with (run / 'said').open('a') as file:\n    file.write(' '.join(sys.argv[1:3]))\n"
+)
+
+
+def all_ended(trainers: Cluster, tasks: list[Task], seconds: float = 120) -> list[Ended]:
+    found: list[Ended] = []
+    until, waiting = time.monotonic() + seconds, list(tasks)
+    while len(found) < len(tasks) and time.monotonic() < until:
+        while waiting and trainers.has_room():
+            trainers.start(waiting.pop(0))
+        found += trainers.wait(0.5)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_a_worker_trains_and_the_run_directory_is_where_it_belongs(
+    is_shared: bool,
+    workers: distributed.LocalCluster,
+    task: Callable[[str], Task],
+    tmp_path: Path,
+) -> None:
+    said: list[str] = []
+    tasks = [task(TRAINING.format(0)), task("import sys; sys.exit('a message')")]
+    with Cluster(workers.scheduler_address, 1, tmp_path / "study", said.append) as trainers:
+        assert trainers.workers == 2
+        if not is_shared:  # the workers find another content there than the user's
+            (tmp_path / "study" / "cluster.txt").write_text("another machine's")
+        ended = all_ended(trainers, tasks)
+    assert sorted((each.task.key, each.status, each.whole) for each in ended) == [
+        (0, 0, True),
+        (1, 1, True),
+    ]
+    assert (tasks[0].run / "said").read_text() == "--seed 0"
+    assert tasks[1].output.read_text() == "a message\n"
+    assert said == []
+    assert not (tmp_path / "study" / "cluster.txt").exists()
+    left = {path.name for path in (tmp_path / "study").iterdir()}
+    assert left - {"server-now.txt"} == {"code", "run-0", "run-0.txt", "run-1.txt"}
+
+
+@pytest.mark.slow
+def test_a_training_whose_worker_is_killed_is_run_once_by_another(
+    workers: distributed.LocalCluster, task: Callable[[str], Task], tmp_path: Path
+) -> None:
+    tasks = [task(TRAINING.format(2)) for _ in range(3)]
+    with Cluster(workers.scheduler_address, 1, tmp_path / "study", print) as trainers:
+        for each in tasks[:2]:
+            trainers.start(each)
+        assert trainers.wait(0.5) == []
+        with distributed.Client(workers.scheduler_address, set_as_default=False) as client:
+            pids = client.run(os.getpid)
+        os.kill(min(pids.values()), signal.SIGKILL)
+        ended: list[Ended] = []
+        waiting = tasks[2:]
+        while waiting or trainers.running:
+            while waiting and trainers.has_room():
+                trainers.start(waiting.pop())
+            ended += trainers.wait(1)
+    assert sorted(each.task.key for each in ended) == [0, 1, 2]
+    for each in tasks:
+        assert (each.run / "said").read_text() == f"--seed {each.key}"
+
+
+def test_other_versions_are_refused_by_name(
+    workers: distributed.LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = describe_machine()
+    other = machine | {"packages": machine["packages"] | {"numpy": "9.9"}}
+    # In this process alone: a worker has its own.
+    monkeypatch.setattr(cluster, "describe_machine", lambda: other)
+    with pytest.raises(InputError, match=r"worker tcp://127.0.0.1:\d+: numpy is 2\S* there, 9.9"):
+        Cluster(workers.scheduler_address, 1, tmp_path, print)
+
+
+def test_a_scheduler_that_does_not_answer_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_SECONDS_TO_CONNECT", 1)
+    with pytest.raises(InputError, match=r"--scheduler tcp:.*:9: no scheduler answers"):
+        Cluster("tcp://127.0.0.1:9", 1, tmp_path, print)
