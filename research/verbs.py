@@ -181,7 +181,7 @@ class Compare:
     threads: int = 1
     """Threads of each training; other numbers give other bits."""
     scheduler: str | None = None
-    """The address of a Dask scheduler, such as tcp://10.0.0.1:8786: its workers train."""
+    """A Dask scheduler whose workers train: its address, such as tcp://10.0.0.1:8786, or file."""
     directory: Path | None = None
     """The directory of the comparison. Default: runs/compare/TIME-NAMES."""
     cost: bool = False
@@ -251,7 +251,7 @@ class Sweep:
     threads: int = 1
     """Threads of each training; other numbers give other bits."""
     scheduler: str | None = None
-    """The address of a Dask scheduler, such as tcp://10.0.0.1:8786: its workers train."""
+    """A Dask scheduler whose workers train: its address, such as tcp://10.0.0.1:8786, or file."""
     directory: Path | None = None
     """The directory of the sweep. Default: runs/sweep/TIME-EXPERIMENT."""
     options: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()

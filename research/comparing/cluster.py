@@ -99,7 +99,7 @@ class Cluster:
     """Workers of a Dask cluster that run trainings; used like ``trainings.Trainers``.
 
     Args:
-        address: the scheduler's.
+        address: the scheduler's, or a file that it has written it into (--scheduler-file).
         threads: number of threads of each training.
         folder: the directory of the comparison, sweep or study.
         say: is called with a line for the user.
@@ -125,7 +125,9 @@ class Cluster:
         self._stack = contextlib.ExitStack()
         self._client = self._stack.enter_context(_connected(address))
         _refuse_others(self._client, self._facts)
-        self._futures: dict[Any, tuple[Any, Task, float]] = {}
+        self._sent: dict[Any, _Sent] = {}
+        self._again: list[Task] = []
+        self._is_waiting = False
         self._kills: Counter[Any] = Counter()
         self._refused: set[str] = set()
         self._processors: set[str] = set()
@@ -140,7 +142,8 @@ class Cluster:
     def running(self) -> dict[Any, float]:
         """The keys of trainings that have not ended, and for how many seconds they are out."""
         now = time.monotonic()
-        return {key: now - begun for key, (_, _, begun) in self._futures.items()}
+        waiting = {task.key: 0.0 for task in self._again}
+        return waiting | {key: now - sent.begun for key, sent in self._sent.items()}
 
     def _room(self) -> int:
         if time.monotonic() > self._looked + 1:
@@ -149,8 +152,8 @@ class Cluster:
         return there if self._most is None else min(there, self._most)
 
     def has_room(self) -> bool:
-        """Whether another training can start."""
-        return len(self._futures) < self._room()
+        """Whether another training can start; those that were lost come first."""
+        return not self._again and len(self._sent) < self._room()
 
     def start(self, task: Task) -> None:
         """Sends a training to a worker."""
@@ -158,21 +161,22 @@ class Cluster:
         task = dataclasses.replace(task, **absolute)
         code = _packed_code(task.root, task.file.parent)
         job = Job(task, self._threads, self._token, self._secret, code, self._facts)
-        good = [worker for worker in self._workers if worker not in self._refused]
+        # Where no worker has been refused, one that joins later may take it, too.
+        good = [w for w in self._workers if w not in self._refused] if self._refused else None
         future = self._client.submit(
             run_here,
             job,
             key=f"{task.name} {uuid.uuid4().hex}",
             pure=False,
-            # Where no worker has been refused, one that joins later may take it, too.
-            workers=good if self._refused else None,
+            workers=good,
         )
-        self._futures[task.key] = (future, task, time.monotonic())
+        self._sent[task.key] = _Sent(future, task, time.monotonic(), good)
 
     def stop(self, key: Any) -> None:
         """Asks a training to stop; it does not end for the caller."""
-        if key in self._futures:
-            self._futures.pop(key)[0].cancel()
+        self._again = [task for task in self._again if task.key != key]
+        if key in self._sent:
+            self._sent.pop(key).future.cancel()
 
     def wait(self, seconds: float) -> list[Ended]:
         """Waits for at most so many seconds; returns the trainings that have ended.
@@ -182,17 +186,26 @@ class Cluster:
         """
         if self._client.status != "running":
             raise StorageError("the scheduler can't be reached; give the command again")
+        while self._again and len(self._sent) < self._room():
+            self.start(self._again.pop(0))
+        if not self._room() and not self._is_waiting:
+            self._say("No worker is there yet; waiting for one ...")
+        self._is_waiting = not self._room()
         until = time.monotonic() + seconds
-        while time.monotonic() < until and not any(f.done() for f, _, _ in self._futures.values()):
+        while time.monotonic() < until and not any(s.future.done() for s in self._sent.values()):
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         ended = []
-        for key, (future, task, _) in list(self._futures.items()):
-            if future.done():
-                del self._futures[key]
-                if (one := self._ended(future, task)) is None:
-                    self.start(task)
+        for key, sent in list(self._sent.items()):
+            if sent.future.done():
+                del self._sent[key]
+                if (one := self._ended(sent.future, sent.task)) is None:
+                    self._again.append(sent.task)
                 else:
                     ended.append(one)
+            elif sent.workers is not None and self._workers.keys().isdisjoint(sent.workers):
+                del self._sent[key]  # all that may run it are gone; others may have come
+                sent.future.cancel()
+                self._again.append(sent.task)
         return ended
 
     def _ended(self, future: Any, task: Task) -> Ended | None:
@@ -227,11 +240,21 @@ class Cluster:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for future, _, _ in self._futures.values():
+        for sent in self._sent.values():
             with contextlib.suppress(Exception):
-                future.cancel()  # the worker stops the training, which saves a checkpoint
+                sent.future.cancel()  # the worker stops the training, which saves a checkpoint
         self._stack.close()
         self._token.unlink(missing_ok=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sent:
+    """A training on its way: since when, and the workers that may run it (None: all)."""
+
+    future: Any
+    task: Task
+    begun: float
+    workers: list[str] | None
 
 
 # What runs trainings.
@@ -287,7 +310,8 @@ def _connected(address: str) -> Iterator[Any]:
     import distributed
 
     try:
-        client = distributed.Client(address, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
+        where = {"scheduler_file" if os.path.isfile(address) else "address": address}
+        client = distributed.Client(**where, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"--scheduler {address}: no scheduler answers ({one_line(error)[:100]}); start one "
@@ -359,7 +383,7 @@ def _content(path: Path) -> str:
 def _packed_code(root: Path, beside: Path) -> bytes:
     """The Python files of a copy of the code, by path from the folder that holds the copy."""
     content = io.BytesIO()
-    files = {*root.rglob("*.py"), *beside.glob("*.py")}
+    files = {*(root / "research").rglob("*.py"), *beside.glob("*.py")}
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(files):
             archive.write(path, path.relative_to(root.parent))

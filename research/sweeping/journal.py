@@ -26,8 +26,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 JOURNAL = "journal.log"
 STUDY = "sweep"
-# Of the settings that have been validated as often, this fraction goes on.
-_KEPT = 1 / 3
+# Of the settings that have been validated 2, 4, 8 ... times, the best half goes on.
+_HALVING = 2  # and the number of validations before the first look
 
 
 class Journal:
@@ -66,7 +66,7 @@ class Journal:
                 study_name=STUDY,
                 direction=self._direction,
                 pruner=optuna.pruners.SuccessiveHalvingPruner(
-                    min_resource=1, reduction_factor=round(1 / _KEPT)
+                    min_resource=_HALVING, reduction_factor=_HALVING
                 ),
                 load_if_exists=True,
             )
@@ -117,7 +117,7 @@ class Journal:
         """Records what a validation says; returns whether the trial is to be given up.
 
         Asynchronous successive halving (Li et al., "A System for Massively Parallel Hyperparameter
-        Tuning", 2020): after 1, 3, 9 ... validations, the best third of those seen so far goes on.
+        Tuning", 2020): after 2, 4, 8 ... validations, the best half of those seen so far goes on.
         """
         trial = Trial(self.study, self.trials()[number]._trial_id)
         trial.report(value, step)

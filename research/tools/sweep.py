@@ -131,7 +131,6 @@ def _train(asked: Asked, there: Sweep, trials: int, lock: int, screen: Screen) -
         there.path, there.space, there.metric, fields["sampler"], fields["sampler_seed"]
     )
     screen.say(f"{len(journal.trials())} of {counted(trials, 'trial')} begun in {there.path}")
-    done = 0
     with (
         StopRequest() as stop,
         _progress(screen) as progress,
@@ -141,11 +140,11 @@ def _train(asked: Asked, there: Sweep, trials: int, lock: int, screen: Screen) -
     ):
         bar = progress.add_task("trials", total=trials)
         for ended in train(there, journal, trainers, trials):
-            found = results(there, journal)
+            found = results(there, journal) if ended else {}
             for number in ended:
                 screen.say(_line(found, number, there))
-            done += len(ended)
-            progress.update(bar, completed=len(journal.trials()) - len(trainers.running))
+            told = sum(trial.state.is_finished() for trial in journal.trials())
+            progress.update(bar, completed=told)
             if stop.is_set():
                 break
     found = results(there, journal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -44,12 +45,13 @@ def task(tmp_path: Path) -> Callable[[str], Task]:
     return make
 
 
-# Leaves a run directory that says how it was run; a second start of the same would be seen.
+# Leaves a run directory that says how it was run. As a run does, one that has ended stays as it is.
 TRAINING = (
     "import sys, time\nfrom pathlib import Path\n"
-    "run = Path(sys.argv[-1])\ntime.sleep({})\n"
-    "run.mkdir(exist_ok='--resume' in sys.argv)\n"
-    "with (run / 'said').open('a') as file:\n    file.write(' '.join(sys.argv[1:3]))\n"
+    "run = Path(sys.argv[-1])\nresumed = '--resume' in sys.argv\n"
+    "time.sleep({})\nrun.mkdir(exist_ok=resumed)\nsaid = run / 'said'\n"
+    "if not said.exists():\n"
+    "    said.write_text('resumed' if resumed else ' '.join(sys.argv[1:3]))\n"
 )
 
 
@@ -111,6 +113,35 @@ def test_a_training_whose_worker_is_killed_is_run_once_by_another(
     assert sorted(each.task.key for each in ended) == [0, 1, 2]
     for each in tasks:
         assert (each.run / "said").read_text() == f"--seed {each.key}"
+
+
+@pytest.mark.slow
+def test_of_200_trainings_none_is_lost_or_run_twice_while_workers_die_and_join(
+    task: Callable[[str], Task], tmp_path: Path
+) -> None:
+    tasks = [task(TRAINING.format(0.2)) for _ in range(200)]
+    randomly, ended, waiting = random.Random(0), list[Ended](), list(tasks)
+    with (
+        distributed.LocalCluster(
+            n_workers=6, threads_per_worker=1, dashboard_address=None, silence_logs=50
+        ) as found,
+        distributed.Client(found.scheduler_address, set_as_default=False) as client,
+        Cluster(found.scheduler_address, 1, tmp_path / "study", print) as trainers,
+    ):
+        kill_at = {n: n for n in range(10, 200, 10)}
+        while waiting or trainers.running:
+            while waiting and trainers.has_room():
+                trainers.start(waiting.pop(0))
+            ended += trainers.wait(0.2)
+            if kill_at.pop(len(ended) // 10 * 10, None):
+                pids = client.run(os.getpid, on_error="ignore")
+                os.kill(randomly.choice(sorted(pids.values())), signal.SIGKILL)
+            if len(ended) >= 100 and len(found.workers) < 8:
+                found.scale(8)
+    assert sorted(each.task.key for each in ended) == list(range(200))
+    for each in tasks:
+        assert (each.run / "said").read_text() in (f"--seed {each.key}", "resumed")
+    assert len(list((tmp_path / "study").glob("run-*/said"))) == 200
 
 
 def test_other_versions_are_refused_by_name(
