@@ -104,6 +104,8 @@ class Asked:
     """Train only the cells with this part in their names, such as rho-0.95 or sgd."""
     workers: int | None = None
     """Trainings at a time, of one thread each. Default: one on each core."""
+    scheduler: str | None = None
+    """The address of a Dask scheduler, such as tcp://10.0.0.1:8786: its workers train."""
     epochs: float = 6
     """Passes over the training set; the paper has 6."""
     examples: int | None = None
@@ -261,7 +263,7 @@ def run(screen: Screen) -> int:
             raise InputError(
                 f"{study.directory}: {reason}; put that back, or name another --directory"
             )
-    status = train(study, screen, asked.workers)
+    status = train(study, screen, asked.workers, asked.scheduler)
     found = whole(study).outcomes()  # this command may ask for a part of the cells only
     if not any(begun(table, found) for table in TABLES):
         return status

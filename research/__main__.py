@@ -17,14 +17,14 @@ from research.config import (
 from research.errors import InputError
 from research.help import options_of, show_help
 from research.screen import Screen, run_and_exit
-from research.verbs import VERBS, Compare, Verb, Verify
+from research.verbs import VERBS, Compare, Sweep, Verb, Verify
 
 import tyro
 
 PROGRAM = "python -m research"
 
 # The verbs that hand the words behind -- to the experiments that they run.
-WITH_OPTIONS = (["verify"], ["compare"])
+WITH_OPTIONS = (["verify"], ["compare"], ["sweep"])
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def _work(screen: Screen) -> int:
             show_verb(words[0])
             raise SystemExit(0)
         verb: Verb = tyro.cli(Verb, args=words, prog=PROGRAM)
-        if isinstance(verb, Verify | Compare):
+        if isinstance(verb, Verify | Compare | Sweep):
             verb = dataclasses.replace(verb, options=options)
     require_working_directory()
     return 1 if run(verb, screen) is False else 0

@@ -74,6 +74,9 @@ class Config:
     """Number of training examples to hold out and validate on, instead of the test set."""
     holdout_seed: int | None = None
     """Decides which examples are held out. Default: the seed."""
+    reserve: tuple[int, int] | None = None
+    """A number N and a seed S: the run never sees the examples that --holdout N --holdout-seed S
+    would hold out, so that they can judge what was selected among runs."""
     test: bool = False
     """With held-out examples: evaluate at the end on the test set, too."""
     select_by: str = "highest accuracy"
@@ -128,6 +131,12 @@ class Config:
             require("examples", examples, valid, "give a whole number of at least 1")
             left = f"--examples {examples} would leave nothing to train on; hold out fewer"
             require("holdout", self.holdout, self.holdout < examples, left)
+        if self.reserve is not None:
+            shown = f"{self.reserve[0]} {self.reserve[1]}"
+            valid = self.reserve[0] >= 1 and 0 <= self.reserve[1] < 2**31
+            require(
+                "reserve", shown, valid, "give a number of examples and a seed, such as 10000 0"
+            )
         if self.profile is not None:
             shown = f"{self.profile[0]} {self.profile[1]}"
             valid = 1 <= self.profile[0] <= self.profile[1]

@@ -291,6 +291,8 @@ def load(config: Config, screen: Screen) -> tuple[Dataset, Split, Split]:
     data = load_mnist(screen.say) if config.data is None else read_dataset(config.data)
     data = data.first(config.examples)
     training, validation = data.train, data.test
+    if config.reserve is not None:
+        training, _ = hold_out(training, *config.reserve, option="reserve")
     if config.holdout:
         training, validation = hold_out(training, config.holdout, config.holding_out_seed)
     for split in dict.fromkeys((training, validation, data.test)):

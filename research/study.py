@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from research.comparing.checkout import PROJECT, code_sha256, copy_code
+from research.comparing.cluster import Engine, engine
 from research.comparing.comparison import lock_comparison
 from research.comparing.evidence import Outcome, read_outcome
 from research.comparing.pairs import last_words
 from research.comparing.question import Arm
-from research.comparing.trainings import Task, Trainers, trainings_at_a_time
+from research.comparing.trainings import Task
 from research.data.dataset import TEST
 from research.errors import InputError, StorageError, one_line
 from research.files import (
@@ -75,7 +76,9 @@ def whole(study: Study) -> Study:
     return dataclasses.replace(study, trainings={**study.trainings} | there)
 
 
-def train(study: Study, screen: Screen, workers: int | None = None) -> int:
+def train(
+    study: Study, screen: Screen, workers: int | None = None, scheduler: str | None = None
+) -> int:
     """Runs the trainings that are missing, in their order, and resumes those that were killed.
 
     A training that became non-finite has ended, too.
@@ -83,7 +86,8 @@ def train(study: Study, screen: Screen, workers: int | None = None) -> int:
     Args:
         study: what to train; more trainings may be added to a study that has begun.
         screen: shows a line for each training, and a progress bar on a terminal.
-        workers: number of trainings at a time; None takes as many as the cores have room for.
+        workers: number of trainings at a time; None takes as many as there is room for.
+        scheduler: the address of a Dask scheduler whose workers train; None trains here.
 
     Returns:
         The exit status: 0 if all trainings have ended; 128 plus a signal's number if a signal
@@ -107,22 +111,18 @@ def train(study: Study, screen: Screen, workers: int | None = None) -> int:
             for name, options in study.trainings.items()
             if name not in done
         )
-        workers = workers or trainings_at_a_time(study.threads)
-        return _train(study, tasks, len(done), workers, lock, screen)
+        with engine(
+            scheduler, workers, study.threads, study.directory, lock, screen.say
+        ) as trainers:
+            return _train(study, tasks, len(done), trainers, screen)
     finally:
         os.close(lock)
 
 
-def _train(
-    study: Study, tasks: Iterator[Task], done: int, workers: int, lock: int, screen: Screen
-) -> int:
+def _train(study: Study, tasks: Iterator[Task], done: int, trainers: Engine, screen: Screen) -> int:
     total = len(study.trainings)
     screen.say(f"{done} of {total} trainings are done; the others go to {study.directory}")
-    with (
-        StopRequest() as stop,
-        _progress(screen) as progress,
-        Trainers(workers, study.threads, study.directory, lock) as trainers,
-    ):
+    with StopRequest() as stop, _progress(screen) as progress:
         bar = progress.add_task("trainings", total=total, completed=done)
         while done < total and not stop.is_set():
             while trainers.has_room() and (task := next(tasks, None)) is not None:

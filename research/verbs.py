@@ -180,6 +180,8 @@ class Compare:
     """Trainings at a time. Default: one on each core, or as many as --threads leaves room for."""
     threads: int = 1
     """Threads of each training; other numbers give other bits."""
+    scheduler: str | None = None
+    """A Dask scheduler whose workers train: its address, such as tcp://10.0.0.1:8786, or file."""
     directory: Path | None = None
     """The directory of the comparison. Default: runs/compare/TIME-NAMES."""
     cost: bool = False
@@ -197,6 +199,75 @@ class Compare:
         require("first_seed", self.first_seed, 0 <= self.first_seed < 2**30, "give 0 or more")
         most = self.most_pairs
         require("most_pairs", most, 1 <= most <= 1000, "give 1 to 1000")
+        if self.workers is not None:
+            require("workers", self.workers, 1 <= self.workers <= 1024, "give 1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Find the best settings of some options, and judge the winner on examples no trial saw.
+
+        python -m research sweep experiments/mnist_cnn.py \\
+            --over learning_rate=0.1..10:log decay=linear,cosine \\
+            --trials 20 -- --epochs 2
+
+    Each trial is a setting of the options, trained with several seeds and judged by the mean of a
+    figure on held-out examples. Optuna decides what to try. Options behind -- hold for all
+    trainings. Ctrl-C stops; the same command goes on. In the end the best setting is compared with
+    the experiment as it is, see compare.
+
+    An option is tried at all numbers of a range, evenly on a logarithmic scale with :log, at so
+    many of them with :5, or at the values that are listed. Values of several words stand in quotes:
+
+        --over learning_rate=0.1..10:log:5 "dropout=0 0.25,0.25 0.5"
+    """
+
+    experiment: Annotated[Path, tyro.conf.Positional]
+    """The experiment's file."""
+    over: tuple[str, ...] = ()
+    """The options to try: NAME=LOW..HIGH, NAME=LOW..HIGH:log, NAME=A,B,C."""
+    trials: int | None = None
+    """Number of settings; with more, the same command goes on. Default: 20, or the whole grid."""
+    seeds: int = 3
+    """Trainings of each setting, with seeds from 0. Their mean judges, so that luck is not
+    selected."""
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    """How settings are drawn: near good ones, at random, or all of a grid."""
+    sampler_seed: int = 0
+    """Decides what is drawn; the settings, if they are random."""
+    prune: bool = False
+    """Give up settings whose first validations are bad. Which ones then depends on timing."""
+    metric: str | None = None
+    """The figure that judges, evaluated on held-out examples: highest or lowest, and its name.
+    Default: lowest error."""
+    reserve: int = 10_000
+    """Number of training examples that no trial sees. They judge the best setting in the end."""
+    most_pairs: int = 20
+    """Stop the comparison with the experiment as it is undecided after so many pairs."""
+    verdict: bool = True
+    """Compare in the end; --no-verdict prints the command instead."""
+    workers: int | None = None
+    """Trainings at a time. Default: one on each core, or as many as --threads leaves room for."""
+    threads: int = 1
+    """Threads of each training; other numbers give other bits."""
+    scheduler: str | None = None
+    """A Dask scheduler whose workers train: its address, such as tcp://10.0.0.1:8786, or file."""
+    directory: Path | None = None
+    """The directory of the sweep. Default: runs/sweep/TIME-EXPERIMENT."""
+    options: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    """The options of all trainings, behind --."""
+
+    def __post_init__(self) -> None:
+        if self.trials is not None:
+            grid = "a grid has all its settings; leave it out"
+            require("trials", self.trials, self.sampler != "grid", grid)
+            require("trials", self.trials, 1 <= self.trials <= 10_000, "give 1 to 10000")
+        require("seeds", self.seeds, 1 <= self.seeds <= 1000, "give 1 or more")
+        valid = 0 <= self.sampler_seed < 2**31
+        require("sampler_seed", self.sampler_seed, valid, "give 0 to 2147483647")
+        require("reserve", self.reserve, self.reserve >= 1, "give 1 or more")
+        require("most_pairs", self.most_pairs, 1 <= self.most_pairs <= 1000, "give 1 to 1000")
+        require("threads", self.threads, 1 <= self.threads <= 1024, "give 1 or more")
         if self.workers is not None:
             require("workers", self.workers, 1 <= self.workers <= 1024, "give 1 or more")
 
@@ -354,6 +425,6 @@ class Board:
         require("port", self.port, 0 <= (self.port or 0) < 65536, "give 0 to 65535")
 
 
-Verb = Evaluate | Predict | Verify | Compare | Runs | Diff | Rerun | Replay | Bench | Board
+Verb = Evaluate | Predict | Verify | Compare | Sweep | Runs | Diff | Rerun | Replay | Bench | Board
 
 VERBS: dict[str, type] = {verb.__name__.lower(): verb for verb in get_args(Verb)}

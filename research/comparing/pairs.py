@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from research.comparing.cluster import Engine
 from research.comparing.comparison import Comparison
-from research.comparing.trainings import Ended, Trainers
+from research.comparing.trainings import Ended
 from research.errors import StorageError
 
 
 def train(
     comparison: Comparison,
-    trainers: Trainers,
+    trainers: Engine,
     most_pairs: int,
     wanted: Callable[[int, int], bool],
 ) -> Iterator[Ended | None]:

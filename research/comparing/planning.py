@@ -34,6 +34,7 @@ from research.comparing.question import (
     Metric,
     folder_name,
     names_of,
+    option_names,
     option_number,
     option_value,
 )
@@ -61,7 +62,7 @@ _TRIAL_EXAMPLES, _TRIAL_HELD_OUT = 512, 1000
 _OF_THE_TRIAL = frozenset(
     {
         *("experiment", "run", "data_sha256", "data", "examples", "holdout", "holdout_seed"),
-        *("log_every", "seed", "run_dir"),
+        *("log_every", "seed", "run_dir", "reserve"),
     }
 )
 
@@ -291,6 +292,8 @@ def _try(
     few = min(_TRIAL_HELD_OUT, held_out)
     small = ["--examples", str(few + _TRIAL_EXAMPLES), "--holdout", str(few), "--log-every", "4"]
     small += ["--seed", str(declared.first_seed)]
+    if "reserve" in option_names(declared.options):
+        small += ["--reserve", "None"]
     tasks = [
         Task(
             key=number,

@@ -13,20 +13,20 @@ from typing import Any, TypeGuard
 
 from research.errors import InputError
 
-# The options that a comparison gives its trainings itself, and what to do instead.
-_OURS = {
-    "seed": "a comparison counts seeds up from --first-seed",
-    "run_dir": "a comparison has a directory for its trainings",
-    "resume": "a comparison resumes its trainings itself",
-    "fork": "a comparison trains from the start",
-    "at_step": "a comparison trains from the start",
-    "test": "a comparison does not read the test set",
+# The options that a comparison or a sweep gives its trainings itself, and what it does instead.
+NOT_OWN_OPTIONS = {
+    "seed": "seeds are counted upwards",
+    "run_dir": "each training gets a directory",
+    "resume": "trainings are resumed anyway",
+    "fork": "all train from the start",
+    "at_step": "all train from the start",
+    "test": "the test set is not read",
 }
 # The options that hold for all arms or for none, and what they would do otherwise.
 _OTHERWISE = "would evaluate the arms on other examples"
 _SELECTS = "would select, for one arm, on the examples that judge it"
-_SHARED = {
-    **dict.fromkeys(("data", "examples", "holdout", "holdout_seed"), _OTHERWISE),
+SHARED_OPTIONS = {
+    **dict.fromkeys(("data", "examples", "holdout", "holdout_seed", "reserve"), _OTHERWISE),
     **dict.fromkeys(("patience", "select_by"), _SELECTS),
 }
 DEFAULT_HOLDOUT = 10_000
@@ -156,11 +156,14 @@ class Arm:
                 f"{words[0]}: no such file; name an experiment, such as experiments/mnist_cnn.py"
             )
         for name in option_names(words[1:]):
-            if name in _OURS:
-                raise InputError(f"{text}: --{_dashes(name)} can't be given; {_OURS[name]}")
-            if name in _SHARED:
+            if name in NOT_OWN_OPTIONS:
                 raise InputError(
-                    f"{text}: --{_dashes(name)} {_SHARED[name]}; give it behind --, for all arms"
+                    f"{text}: --{_dashes(name)} can't be given; {NOT_OWN_OPTIONS[name]}"
+                )
+            if name in SHARED_OPTIONS:
+                reason = SHARED_OPTIONS[name]
+                raise InputError(
+                    f"{text}: --{_dashes(name)} {reason}; give it behind --, for all arms"
                 )
         return cls(text, revision or None, Path(path), tuple(words[1:]))
 
@@ -178,8 +181,8 @@ def parse_arms(texts: Sequence[str], options: Sequence[str]) -> list[Arm]:
         )
     arms = [Arm.parse(text) for text in texts]
     for name in option_names(options):
-        if name in _OURS:
-            raise InputError(f"-- --{_dashes(name)} can't be given; {_OURS[name]}")
+        if name in NOT_OWN_OPTIONS:
+            raise InputError(f"-- --{_dashes(name)} can't be given; {NOT_OWN_OPTIONS[name]}")
         for arm in arms:
             if name in option_names(arm.options):
                 raise InputError(

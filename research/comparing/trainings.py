@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -89,6 +90,7 @@ class Trainers:
         self._running: dict[int, _Running] = {}
         self._again: list[Task] = []
         self._kills: Counter[Any] = Counter()
+        self._unwanted: set[Any] = set()
         self._orphans: dict[int, float] = {}  # process ids, and until when to wait for them
         self._number = 0
 
@@ -133,6 +135,15 @@ class Trainers:
             }
         )
 
+    def stop(self, key: Any) -> None:
+        """Asks a training to stop; it is not resumed, and ends with the status of its signal."""
+        self._unwanted.add(key)
+        self._again = [task for task in self._again if task.key != key]
+        for each in self._running.values():
+            if each.task.key == key and each.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(each.pid, signal.SIGTERM)
+
     def wait(self, seconds: float) -> list[Ended]:
         """Resumes trainings that were killed, and waits for at most so many seconds.
 
@@ -157,7 +168,7 @@ class Trainers:
                     self._running[answer["id"]].pid = answer["pid"]
                 elif "status" in answer:
                     each, status = self._running.pop(answer["id"]), answer["status"]
-                    if status < 0 or status > 128:
+                    if (status < 0 or status > 128) and each.task.key not in self._unwanted:
                         self._repeat(each.task, status)
                     else:
                         facts = (status, answer["seconds"], answer["peak_memory"])
@@ -167,6 +178,8 @@ class Trainers:
         return ended
 
     def _repeat(self, task: Task, status: int) -> None:
+        if task.key in self._unwanted:
+            return
         self._kills[task.key] += 1
         if self._kills[task.key] == MOST_KILLS:
             raise StorageError(

@@ -60,7 +60,7 @@ class Dataset:
         return dataclasses.replace(self, train=self.train.first(count), test=self.test.first(count))
 
 
-def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
+def hold_out(split: Split, count: int, seed: int, option: str = "holdout") -> tuple[Split, Split]:
     """Divides a split into examples to train on and examples to select on.
 
     The choice of held-out examples is a function of (seed, count, number of examples) alone. Both
@@ -70,6 +70,7 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
         split: the split to divide.
         count: number of examples to hold out, 1 to ``len(split) - 1``.
         seed: any non-negative integer.
+        option: the option that gives the count, for the error's message.
 
     Returns:
         The remaining training examples, and those held out, named ``"holdout"``.
@@ -79,7 +80,7 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     """
     if not 0 < count < len(split):
         raise InputError(
-            f"--holdout {count}: the training set has {len(split)} examples; "
+            f"--{option} {count}: the training set has {len(split)} examples; "
             f"hold out 1 to {len(split) - 1} of them"
         )
     held_out = np.zeros(len(split), bool)

@@ -12,6 +12,7 @@ from typing import Any
 
 from research.comparing.bands import write_bands
 from research.comparing.checkout import commit_named
+from research.comparing.cluster import Engine, engine, room_for
 from research.comparing.comparison import Comparison, find, lock_comparison
 from research.comparing.page import (
     page,
@@ -34,7 +35,6 @@ from research.comparing.question import (
 )
 from research.comparing.report import again, judged, pairs_of, read_verdict, verdict
 from research.comparing.rule import rule_of, smallest_difference
-from research.comparing.trainings import Trainers, trainings_at_a_time
 from research.errors import InputError
 from research.files import replaced_atomically, storage_errors, write_json
 from research.printable import counted, duration
@@ -73,7 +73,7 @@ def run(asked: Compare, screen: Screen) -> None:
         first_seed=asked.first_seed,
         threads=asked.threads,
     )
-    workers = asked.workers or trainings_at_a_time(asked.threads)
+    workers = room_for(asked.scheduler, asked.workers, asked.threads)
     data = read_data(declared, say)
     digest = data.sha256()
     there = find(declared, commits, asked.directory, digest)
@@ -109,9 +109,9 @@ def _train(asked: Compare, there: Comparison, workers: int, lock: int, screen: S
     with StopRequest() as stop, contextlib.ExitStack() as stack:
         if wanted(0, 0):
             live = stack.enter_context(_live(screen, asked.json))
-            trainers = stack.enter_context(
-                Trainers(workers, there.fields["threads"], there.path, lock)
-            )
+            where = (asked.scheduler, asked.workers, there.fields["threads"], there.path)
+            trainers = engine(*where, lock, say)
+            stack.enter_context(trainers)
             for ended in train(there, trainers, most, wanted):
                 if ended is not None:
                     found = verdict(there, workers, most)
@@ -235,7 +235,7 @@ def cost_text(plan: Plan, workers: int, most_pairs: int) -> str:
 
 
 def time_left(
-    there: Comparison, found: dict[str, Any], trainers: Trainers, most_pairs: int
+    there: Comparison, found: dict[str, Any], trainers: Engine, most_pairs: int
 ) -> tuple[float, float]:
     """An 80% range of the seconds until the verdict; the upper one goes to --most-pairs at most."""
     arms = found["cost"]["arms"]
@@ -319,7 +319,7 @@ def _live(screen: Screen, silent: bool) -> Iterator[Live | None]:
 def live_table(
     there: Comparison,
     found: dict[str, Any],
-    trainers: Trainers,
+    trainers: Engine,
     left: tuple[float, float],
 ) -> Group:
     """The verdict so far, what is being trained, and the time that it may still take."""

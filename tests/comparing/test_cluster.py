@@ -1,0 +1,163 @@
+"""Trainings on the workers of a Dask cluster: run, refused, killed, sent back, each once."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from research.comparing import cluster
+from research.comparing.cluster import Cluster
+from research.comparing.comparison import describe_machine
+from research.comparing.trainings import Ended, Task
+from research.errors import InputError
+
+import distributed
+import pytest
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[distributed.LocalCluster]:
+    """Two workers in processes of their own; one that is killed is replaced."""
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+    ) as found:
+        yield found
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Callable[[str], Task]:
+    """Makes a task of a program's text. Its library is empty, so that nothing is imported."""
+    root = tmp_path / "study" / "code" / "now"
+    (root / "research").mkdir(parents=True)
+    (root / "research" / "__init__.py").touch()
+
+    def make(text: str) -> Task:
+        number = len(list(root.glob("program-*.py")))
+        file = root / f"program-{number}.py"
+        file.write_text(text)
+        run = tmp_path / "study" / f"run-{number}"
+        return Task(number, f"program {number}", root, file, ["--seed", str(number)], run)
+
+    return make
+
+
+# Leaves a run directory that says how it was run. As a run does, one that has ended stays as it is.
+TRAINING = (
+    "import sys, time\nfrom pathlib import Path\n"
+    "run = Path(sys.argv[-1])\nresumed = '--resume' in sys.argv\n"
+    "time.sleep({})\nrun.mkdir(exist_ok=resumed)\nsaid = run / 'said'\n"
+    "if not said.exists():\n"
+    "    said.write_text('resumed' if resumed else ' '.join(sys.argv[1:3]))\n"
+)
+
+
+def all_ended(trainers: Cluster, tasks: list[Task], seconds: float = 120) -> list[Ended]:
+    found: list[Ended] = []
+    until, waiting = time.monotonic() + seconds, list(tasks)
+    while len(found) < len(tasks) and time.monotonic() < until:
+        while waiting and trainers.has_room():
+            trainers.start(waiting.pop(0))
+        found += trainers.wait(0.5)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_a_worker_trains_and_the_run_directory_is_where_it_belongs(
+    is_shared: bool,
+    workers: distributed.LocalCluster,
+    task: Callable[[str], Task],
+    tmp_path: Path,
+) -> None:
+    said: list[str] = []
+    tasks = [task(TRAINING.format(0)), task("import sys; sys.exit('a message')")]
+    with Cluster(workers.scheduler_address, 1, tmp_path / "study", said.append) as trainers:
+        assert trainers.workers == 2
+        if not is_shared:  # the workers find another content there than the user's
+            (tmp_path / "study" / "cluster.txt").write_text("another machine's")
+        ended = all_ended(trainers, tasks)
+    assert sorted((each.task.key, each.status, each.whole) for each in ended) == [
+        (0, 0, True),
+        (1, 1, True),
+    ]
+    assert (tasks[0].run / "said").read_text() == "--seed 0"
+    assert tasks[1].output.read_text() == "a message\n"
+    assert said == []
+    assert not (tmp_path / "study" / "cluster.txt").exists()
+    left = {path.name for path in (tmp_path / "study").iterdir()}
+    assert left - {"server-now.txt"} == {"code", "run-0", "run-0.txt", "run-1.txt"}
+
+
+@pytest.mark.slow
+def test_a_training_whose_worker_is_killed_is_run_once_by_another(
+    workers: distributed.LocalCluster, task: Callable[[str], Task], tmp_path: Path
+) -> None:
+    tasks = [task(TRAINING.format(2)) for _ in range(3)]
+    with Cluster(workers.scheduler_address, 1, tmp_path / "study", print) as trainers:
+        for each in tasks[:2]:
+            trainers.start(each)
+        assert trainers.wait(0.5) == []
+        with distributed.Client(workers.scheduler_address, set_as_default=False) as client:
+            pids = client.run(os.getpid)
+        os.kill(min(pids.values()), signal.SIGKILL)
+        ended: list[Ended] = []
+        waiting = tasks[2:]
+        while waiting or trainers.running:
+            while waiting and trainers.has_room():
+                trainers.start(waiting.pop())
+            ended += trainers.wait(1)
+    assert sorted(each.task.key for each in ended) == [0, 1, 2]
+    for each in tasks:
+        assert (each.run / "said").read_text() == f"--seed {each.key}"
+
+
+@pytest.mark.slow
+def test_of_200_trainings_none_is_lost_or_run_twice_while_workers_die_and_join(
+    task: Callable[[str], Task], tmp_path: Path
+) -> None:
+    tasks = [task(TRAINING.format(0.2)) for _ in range(200)]
+    randomly, ended, waiting = random.Random(0), list[Ended](), list(tasks)
+    with (
+        distributed.LocalCluster(
+            n_workers=6, threads_per_worker=1, dashboard_address=None, silence_logs=50
+        ) as found,
+        distributed.Client(found.scheduler_address, set_as_default=False) as client,
+        Cluster(found.scheduler_address, 1, tmp_path / "study", print) as trainers,
+    ):
+        kill_at = {n: n for n in range(10, 200, 10)}
+        while waiting or trainers.running:
+            while waiting and trainers.has_room():
+                trainers.start(waiting.pop(0))
+            ended += trainers.wait(0.2)
+            if kill_at.pop(len(ended) // 10 * 10, None):
+                pids = client.run(os.getpid, on_error="ignore")
+                os.kill(randomly.choice(sorted(pids.values())), signal.SIGKILL)
+            if len(ended) >= 100 and len(found.workers) < 8:
+                found.scale(8)
+    assert sorted(each.task.key for each in ended) == list(range(200))
+    for each in tasks:
+        assert (each.run / "said").read_text() in (f"--seed {each.key}", "resumed")
+    assert len(list((tmp_path / "study").glob("run-*/said"))) == 200
+
+
+def test_other_versions_are_refused_by_name(
+    workers: distributed.LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = describe_machine()
+    other = machine | {"packages": machine["packages"] | {"numpy": "9.9"}}
+    # In this process alone: a worker has its own.
+    monkeypatch.setattr(cluster, "describe_machine", lambda: other)
+    with pytest.raises(InputError, match=r"worker tcp://127.0.0.1:\d+: numpy is 2\S* there, 9.9"):
+        Cluster(workers.scheduler_address, 1, tmp_path, print)
+
+
+def test_a_scheduler_that_does_not_answer_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_SECONDS_TO_CONNECT", 1)
+    with pytest.raises(InputError, match=r"--scheduler tcp:.*:9: no scheduler answers"):
+        Cluster("tcp://127.0.0.1:9", 1, tmp_path, print)
