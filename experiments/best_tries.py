@@ -48,6 +48,8 @@ def build(config: Config, plan: Plan) -> State:
     model = MnistCNN(*network)
     set_decorrelating_filters(model.conv1, config.seed)
     model.conv1.trainable = False
+    # The step makes the same values on every replica.
+    same = {"aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
     return State(
         model=model,
         optimizer=adadelta(plan, *schedule),
@@ -58,8 +60,8 @@ def build(config: Config, plan: Plan) -> State:
         clip_norm=config.clip_norm,
         options=config,
         extra={
-            "losses": tf.Variable(tf.zeros([plan.examples])),
-            "order": tf.Variable(tf.zeros([plan.examples], tf.int64)),
+            "losses": tf.Variable(tf.zeros([plan.examples]), **same),
+            "order": tf.Variable(tf.zeros([plan.examples], tf.int64), **same),
             **({"average": MnistCNN(*network)} if config.average_decay else {}),
         },
     )
@@ -118,7 +120,9 @@ def step(state: State, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Ten
     gradients = state.gradients(tape, objective)
     measured = state.update(gradients)
     if config.hardest:
-        state.extra["losses"].scatter_update(tf.IndexedSlices(losses, state.indices))
+        gather = tf.distribute.get_replica_context().all_gather
+        visited, losses = gather(state.indices, axis=0), gather(losses, axis=0)
+        state.extra["losses"].scatter_update(tf.IndexedSlices(losses, visited))
     if config.average_decay:
         done = tf.cast(state.step, tf.float32)
         decay = tf.minimum(config.average_decay, (1 + done) / (10 + done))

@@ -46,6 +46,8 @@ def build(config: Config, plan: Plan) -> State:
     model = MnistCNN(config.dense_width, config.dropout, config.seed, config.precision)
     set_decorrelating_filters(model.conv1, config.seed)
     model.conv1.trainable = False
+    # The step makes the same values on every replica.
+    same = {"aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
     return State(
         model=model,
         optimizer=adadelta(plan, *schedule),
@@ -55,8 +57,8 @@ def build(config: Config, plan: Plan) -> State:
         seed=config.seed,
         clip_norm=config.clip_norm,
         extra={
-            "losses": tf.Variable(tf.zeros([plan.examples])),
-            "order": tf.Variable(tf.zeros([plan.examples], tf.int64)),
+            "losses": tf.Variable(tf.zeros([plan.examples]), **same),
+            "order": tf.Variable(tf.zeros([plan.examples], tf.int64), **same),
         },
     )
 
