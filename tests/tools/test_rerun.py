@@ -307,6 +307,7 @@ OTHERS = {
 def test_runs_with_other_options_end_with_the_same_bits(
     name: str, data_file: Path, tmp_path: Path, run_here: RunHere
 ) -> None:
+    # Trained in processes of their own: this one has two devices, which a run records.
     copy = Path(shutil.copy(EXPERIMENTS / f"{name}.py", tmp_path / f"{name}.py"))
     words = [*SMALL, "--data", str(data_file), *OTHERS[name].split()]
     Program(copy, tmp_path).uninterrupted(words, tmp_path / "a run")
@@ -318,16 +319,19 @@ def test_runs_with_other_options_end_with_the_same_bits(
 
 @pytest.mark.slow
 def test_forks_resumed_runs_and_those_that_became_non_finite_end_with_the_same_bits(
-    data_file: Path, run_here: RunHere
+    data_file: Path, tmp_path: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment = EXPERIMENTS / "mnist_cnn.py"
+    monkeypatch.chdir(tmp_path)
+    program, data = Program(EXPERIMENTS / "mnist_cnn.py", tmp_path), str(data_file)
     for status, words in (
-        (0, [*SMALL, "--data", data_file, "--run-dir", "source"]),
+        (0, [*SMALL, "--data", data, "--run-dir", "source"]),
         (0, ["--resume", "source", "--epochs", "3"]),
         (0, ["--fork", "source", "--learning-rate", "0.3", "--epochs", "4", "--run-dir", "fork"]),
-        (1, [*SMALL, "--data", data_file, "--run-dir", "nan", "--learning-rate", "1e30"]),
+        (1, [*SMALL, "--data", data, "--run-dir", "nan", "--learning-rate", "1e30"]),
     ):
-        assert run_here(experiment, *words).status == status
+        process = program.start(words)
+        process.join()
+        assert process.exitcode == status, program.output()
     for name in ("source", "fork", "nan"):
         result = run_here("research", "rerun", name)
         assert result.status == 0, result.stdout + result.stderr
@@ -350,8 +354,8 @@ def test_an_edit_of_the_library_of_then_is_found(run: Path, run_here: RunHere) -
 def test_a_rerun_that_is_stopped_goes_on(
     number: signal.Signals, data_file: Path, tmp_path: Path, run_here: RunHere
 ) -> None:
-    words = [*SMALL, "--epochs", "8", "--data", str(data_file), "--run-dir", "run"]
-    assert run_here(EXPERIMENTS / "mnist_cnn.py", *words).status == 0
+    words = [*SMALL, "--epochs", "8", "--data", str(data_file)]
+    Program(EXPERIMENTS / "mnist_cnn.py", tmp_path).uninterrupted(words, tmp_path / "run")
     command = [sys.executable, "-m", "research", "rerun", "run", "--run-dir", "again"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         while not (tmp_path / "again" / "metrics.jsonl").exists() and process.poll() is None:
