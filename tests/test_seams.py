@@ -37,7 +37,6 @@ IDEAS: dict[str, tuple[str, ...]] = {
     "hard_examples": (*NARROW, "--usual-epochs", "1"),
     "sam": NARROW,
     "pgd": (*NARROW, "--attack-steps", "2", "--ramp-steps", "10", "--robust-steps", "2"),
-    "accumulation": (*NARROW, "--part-size", "10"),
     "restarts": (*NARROW, "--cycle-epochs", "0.5"),
     "zeiler_2012": (),
 }
@@ -410,10 +409,10 @@ def test_two_replicas_train_as_one_does_but_for_rounding(
     Rounding moves single weights further: within four steps a max-pool picks another winner.
     """
     # In a process of its own, see test_experiments.test_other_ways_to_run.
-    dropout = () if name == "residual" else ("--dropout", "0", "0")
     # One step of SAM: in a step uphill, rounding decides which unit wins a max-pool sooner.
     epochs = "0.1" if name == "sam" else "0.5"
-    options = ("--data", data_file, *SMALL, "--epochs", epochs, *OPTIONS[name], *dropout)
+    sizes = (*SMALL, "--epochs", epochs, *OPTIONS[name])
+    options: tuple[str | Path, ...] = ("--data", data_file, *sizes)
     ends: list[dict[str, Any]] = []
     for strategy in ("default", "mirrored"):
         strategy_options = ("--strategy", strategy, "--run-dir", strategy)
