@@ -62,7 +62,7 @@ def attack(
 ) -> tf.Tensor:
     """Changes images, from a random start, step by step so that each one's loss rises."""
     lowest, highest = tf.maximum(images - epsilon, 0), tf.minimum(images + epsilon, 1)
-    noise = tf.random.stateless_uniform(tf.shape(images), state.random_seed("attack"), -1, 1)
+    noise = state.random_uniform("attack", tf.shape(images), -1, 1)
     attacked = tf.clip_by_value(images + epsilon * noise, lowest, highest)
     for _ in tf.range(steps):
         with tf.GradientTape() as tape:

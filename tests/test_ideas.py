@@ -37,7 +37,6 @@ BASE_AND_OFF: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "pgd": ("robustness", ("--attack-steps", "0", "--robust-steps", "1")),
     "residual": ("mnist_cnn", None),
     "harder_half": ("mnist_cnn", None),
-    "accumulation": ("mnist_cnn", None),
     "restarts": ("mnist_cnn", None),
 }
 
@@ -102,7 +101,10 @@ def test_it_differs_from_its_base_in_at_most_40_lines(name: str) -> None:
         ("pgd", ("--attack-steps", "-1"), "--attack-steps -1: give 0 or more"),
         ("pgd", ("--robust-steps", "0"), "--robust-steps 0: give a whole number"),
         ("hard_examples", ("--drop", "1"), "--drop 1.0: give 0 to below 1"),
-        ("accumulation", ("--part-size", "0"), "--part-size 0: give 1 or more"),
+        ("mnist_cnn", ("--accumulate", "0"), "--accumulate 0: give a whole number"),
+        ("residual", ("--accumulate", "2"), "--accumulate 2: the step changes more variables"),
+        ("averaged_weights", ("--accumulate", "2"), "and would do so 2 times"),
+        ("sam", ("--accumulate", "3"), "state.update or state.reduce 2 times"),
     ],
 )
 def test_an_impossible_option_is_refused_in_one_line(
@@ -294,20 +296,6 @@ def test_the_file_of_a_residual_network_predicts_the_same_in_stock_keras(
     np.testing.assert_allclose(stock.predict(images, verbose=0), model(images), atol=1e-5)
     loss, _ = stock.evaluate(images, labels, verbose=0)
     assert loss == pytest.approx(float(loss_at(state, images, labels)[0]), rel=1e-4)
-
-
-@pytest.mark.parametrize("part_size", ["1", "5", "100"])
-def test_accumulated_gradients_are_those_of_the_whole_batch(
-    part_size: str, dataset: Dataset
-) -> None:
-    experiment, state = built("accumulation", *WITHOUT_DROPOUT, "--part-size", part_size)
-    batch = batch_of(dataset)
-    loss, gradients = loss_at(state, *batch)
-    found = experiment.step(state, *batch)
-    assert float(found["loss"]) == pytest.approx(float(loss), rel=1e-5)
-    for name, gradient in zip(state.weights(), gradients, strict=True):
-        error = np.linalg.norm(found[f"weight_gradients/{name}"] - np.ravel(gradient))
-        assert error < 1e-5 * np.linalg.norm(gradient), name
 
 
 def test_only_the_harder_half_of_a_batch_is_learned_from(dataset: Dataset) -> None:

@@ -37,7 +37,6 @@ IDEAS: dict[str, tuple[str, ...]] = {
     "hard_examples": (*NARROW, "--usual-epochs", "1"),
     "sam": NARROW,
     "pgd": (*NARROW, "--attack-steps", "2", "--ramp-steps", "10", "--robust-steps", "2"),
-    "accumulation": (*NARROW, "--part-size", "10"),
     "restarts": (*NARROW, "--cycle-epochs", "0.5"),
     "zeiler_2012": (),
 }
@@ -419,10 +418,9 @@ def test_two_replicas_train_as_one_does_but_for_rounding(
 
     Rounding moves single weights further: within four steps a max-pool picks another winner.
     """
-    dropout = () if name == "residual" else ("--dropout", "0", "0")
     # One step of SAM: in a step uphill, rounding decides which unit wins a max-pool sooner.
     epochs = "0.1" if name == "sam" else "0.5"
-    options = ["--data", str(data_file), *SMALL, "--epochs", epochs, *OPTIONS[name], *dropout]
+    options = ["--data", str(data_file), *SMALL, "--epochs", epochs, *OPTIONS[name]]
     # In processes of their own, see test_experiments.test_other_ways_to_run.
     program, ends = Program(file_of(name), tmp_path), list[dict[str, Any]]()
     for strategy in ("default", "mirrored"):

@@ -207,19 +207,18 @@ class State:
         return derive_seed(self.seed, name, self.step, 0)
 
     def random_uniform(
-        self, name: str, shape: Sequence[int], low: float = 0.0, high: float = 1.0
+        self, name: str, shape: Sequence[int] | tf.Tensor, low: float = 0.0, high: float = 1.0
     ) -> tf.Tensor:
         """Random numbers for each example, the same on one replica and on several.
 
         Args:
             name: the use of the numbers, as for ``random_seed``.
-            shape: the shape for one example, such as [28, 28, 1].
+            shape: the shape, such as ``tf.shape(images)``; the first axis has the step's examples.
             low, high: the limits; all numbers from ``low`` to below ``high`` are equally likely.
 
         Returns:
-            float32 [B, *shape] for the step's B examples.
+            A float32 tensor of that shape.
         """
-        shape = tf.concat([tf.shape(self.indices), tf.cast(shape, tf.int32)], axis=0)
         return random_uniform(self.random_seed(name), shape, low, high)
 
     def gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> list[tf.Tensor]:

@@ -46,10 +46,13 @@ def step(state: State, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Ten
     """Augmentation, dropout, numbers of the step's own, and one update."""
     images = random_affine(images, state.random_seed("affine"), rotation=20, scale=0.1)
     images = random_shift(images, state.random_seed("shift"), pixels=2)
-    images += state.random_uniform("noise", [28, 28, 1], -0.1, 0.1)
-    images *= tf.random.stateless_uniform([], state.batch_seed("brightness"), 0.8, 1.0)
+    noise = state.random_uniform("noise", tf.shape(images), -0.1, 0.1)
+    brightness = tf.random.stateless_uniform([], state.batch_seed("brightness"), 0.8, 1.0)
+    # In float64: how TensorFlow orders these sums depends on the rest of the graph.
+    noisy = tf.cast(images, tf.float64) + tf.cast(noise, tf.float64)
+    noisy *= tf.cast(brightness, tf.float64)
     with tf.GradientTape() as tape:
-        logits = state.model.logits(images, state.random_seed("dropout"))
+        logits = state.model.logits(noisy, state.random_seed("dropout"))
         losses = tf.nn.softmax_cross_entropy_with_logits(tf.cast(labels, tf.float64), logits)
         loss = tf.reduce_mean(losses)
     measured = state.update(state.gradients(tape, loss))
@@ -57,9 +60,10 @@ def step(state: State, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Ten
     mask = dropout(ones, 0.5, state.random_seed("mask"))
     gather = tf.distribute.get_replica_context().all_gather
     if state.strategy.num_replicas_in_sync > 1:
-        images, mask = gather(images, axis=0), gather(mask, axis=0)
+        images, noise, mask = (gather(drawn, axis=0) for drawn in (images, noise, mask))
     images = tf.ensure_shape(images, [None, 28, 28, 1])
-    return {"loss": loss, "images": images, "mask": tf.reshape(mask, [-1]), **measured}
+    drawn = {"noise": tf.reshape(noise, [-1]), "mask": tf.reshape(mask, [-1])}
+    return {"loss": loss, "images": images, **drawn, **measured}
 
 
 @functools.cache
@@ -89,7 +93,7 @@ def main(path: str, ways: list[str]) -> None:
         options: dict[str, Any] = {"epochs": STEPS / 7, "batch_size": BATCH, "report_every": 3}
         for report in train(state, step, split, accumulate=accumulate, **options):
             assert report.last_step is not None
-            for name in ("images", "mask"):
+            for name in ("images", "noise", "mask"):
                 found[f"{way} {name} {report.step}"] = report.last_step.returned[name]
         found[f"{way} loss"] = report.history["loss"]
         for number, weight in enumerate(state.model.get_weights()):

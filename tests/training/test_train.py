@@ -301,7 +301,7 @@ def test_two_replicas_compute_what_one_does(count: int, step: Step) -> None:
     strategy = make_strategy("mirrored", batch_size=16)
     assert strategy.num_replicas_in_sync == 2
     with strategy.scope():
-        state = make_state((0.0, 0.0), clip_norm=1.0)
+        state = make_state(clip_norm=1.0)
     assert_gradients_equal_eager_ones(state, step, make_split(count))
 
 
