@@ -184,4 +184,4 @@ def test_every_file_damaged_in_every_way(
         result = damage_and_resume(damage, name, source, expected, tmp_path, run_here)
         came_of_it[result] += 1
     print(f"{len(tried)} files: {dict(came_of_it)}")
-    assert came_of_it["as uninterrupted"] > len(tried) / 3
+    assert came_of_it["as uninterrupted"] > len(tried) / 8
