@@ -14,13 +14,12 @@ from research.comparing.question import Metric
 from research.printable import counted
 from research.sweeping.journal import Journal
 from research.sweeping.space import words_of
-from research.sweeping.sweep import Sweep
+from research.sweeping.sweep import RESULTS, Sweep
 
 from optuna.trial import TrialState
 from rich.table import Table
 from rich.text import Text
 
-RESULTS = "results.json"
 _MOST_ROWS = 10
 
 
