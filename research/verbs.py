@@ -207,9 +207,10 @@ class Compare:
 class Sweep:
     """Find the best settings of some options, and judge the winner on examples no trial saw.
 
-        python -m research sweep experiments/mnist_cnn.py \\
-            --over learning_rate=0.1..10:log decay=linear,cosine \\
-            --trials 20 -- --epochs 2
+        python -m research sweep \\
+            experiments/mnist_cnn.py \\
+            --over learning_rate=0.1..10:log \\
+            decay=linear,cosine -- --epochs 2
 
     Each trial is a setting of the options, trained with several seeds and judged by the mean of a
     figure on held-out examples. Optuna decides what to try. Options behind -- hold for all
@@ -219,7 +220,8 @@ class Sweep:
     An option is tried at all numbers of a range, evenly on a logarithmic scale with :log, at so
     many of them with :5, or at the values that are listed. Values of several words stand in quotes:
 
-        --over learning_rate=0.1..10:log:5 "dropout=0 0.25,0.25 0.5"
+        --over learning_rate=0.1..10:log:5 \\
+            "dropout=0 0.25,0.25 0.5"
     """
 
     experiment: Annotated[Path, tyro.conf.Positional]

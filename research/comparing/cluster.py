@@ -85,6 +85,12 @@ def versions() -> dict[str, Any]:
     return same | {"library": library_sha256(PROJECT)}
 
 
+@functools.cache
+def own_versions() -> dict[str, Any]:
+    """The versions of this worker; what is edited later is not what it runs."""
+    return versions()
+
+
 def difference(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
     """The first version that differs on a worker, in words; empty if none does."""
     for name, value in here.items():
@@ -330,7 +336,7 @@ def _refuse_others(client: Any, facts: Mapping[str, Any]) -> None:
     Raises:
         InputError: with the worker's name.
     """
-    for worker, found in client.run(versions, on_error="return").items():
+    for worker, found in client.run(own_versions, on_error="return").items():
         reason = "research can't be imported there; install the project there"
         if not isinstance(found, BaseException):
             reason = difference(facts, found)
@@ -344,7 +350,7 @@ def run_here(job: Job) -> Answer:
 
     worker = distributed.get_worker()
     key = worker.get_current_task()
-    if reason := difference(job.facts, versions()):
+    if reason := difference(job.facts, own_versions()):
         return Answer(refused=(worker.address, reason))
     task = job.task
     with contextlib.ExitStack() as stack:

@@ -50,6 +50,7 @@ from research.files import (
     storage_errors,
     write_sealed_json,
 )
+from research.printable import counted
 from research.recording.code import library_sha256
 from research.recording.environment import cpu_name
 from research.recording.run_directory import CODE, FINISHED, NON_FINITE, create_directory
@@ -248,7 +249,7 @@ def plan(
         folder.mkdir()
         with storage_errors(folder):
             codes = copy_code(arms, commits, folder)
-        say(f"Trying {len(arms)} arms for a few steps ...")
+        say(f"Trying {counted(len(arms), 'arm')} for a few steps ...")
         names = names_of(arms)
         trials = _try(declared, codes, Path(temporary), workers, held_out, names)
         for arm, trial in zip(arms, trials, strict=True):

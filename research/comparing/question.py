@@ -15,7 +15,7 @@ from research.errors import InputError
 
 # The options that a comparison or a sweep gives its trainings itself, and what it does instead.
 NOT_OWN_OPTIONS = {
-    "seed": "seeds are counted upwards",
+    "seed": "seeds count upwards, in compare from --first-seed",
     "run_dir": "each training gets a directory",
     "resume": "trainings are resumed anyway",
     "fork": "all train from the start",

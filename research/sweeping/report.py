@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,13 +14,12 @@ from research.comparing.question import Metric
 from research.printable import counted
 from research.sweeping.journal import Journal
 from research.sweeping.space import words_of
-from research.sweeping.sweep import Sweep
+from research.sweeping.sweep import RESULTS, Sweep
 
 from optuna.trial import TrialState
 from rich.table import Table
 from rich.text import Text
 
-RESULTS = "results.json"
 _MOST_ROWS = 10
 
 
@@ -129,13 +129,17 @@ def optimism(found: Mapping[str, Any], unseen: Sequence[float], reserve: int) ->
     """
     metric, best = Metric.parse(found["metric"]), found["settings"][0]
     mean = sum(unseen) / len(unseen)
-    points = " points" if metric.is_share else ""
     gain = metric.worse * (mean - best["mean"]) * (100 if metric.is_share else 1)
+    optimism = f"{gain:+.3g}"
+    if metric.is_share:
+        # The standard deviation of the difference if both sets of examples were drawn anew.
+        chance = 100 * math.sqrt(2 * mean * (1 - mean) / reserve)
+        optimism += f" points, where chance alone makes ± {chance:.2g}"
     return (
         f"The winner's {counted(len(unseen), 'network')}: {metric.name} "
         f"{shown(best['mean'], metric)} on the examples that selected the setting, "
         f"{shown(mean, metric)} on the {reserve:,} that no trial saw; optimism of the selection: "
-        f"{gain:+.3g}{points}."
+        f"{optimism}."
     )
 
 

@@ -26,7 +26,9 @@ from research.recording.run_directory import CODE, create_directory
 from research.sweeping.space import Dimension, Setting, words_of
 
 SWEEPS = Path("runs") / "sweep"
-DECLARED = "sweep.json"
+DECLARED, RESULTS = "sweep.json", "results.json"
+# The directory of the comparison in the end.
+VERDICT = "verdict"
 # The seed that decides which examples no trial sees.
 RESERVE_SEED = 0
 

@@ -27,7 +27,7 @@ from research.results.export import load_h5
 from research.screen import Screen
 from research.signals import StopRequest
 from research.sweeping.space import grid, parse_space
-from research.sweeping.sweep import RESERVE_SEED, Declared, Sweep, create, find
+from research.sweeping.sweep import RESERVE_SEED, RESULTS, VERDICT, Declared, Sweep, create, find
 from research.tools import compare
 from research.tools.load_experiment import load_experiment
 from research.verbs import Compare
@@ -148,7 +148,7 @@ def _train(asked: Asked, there: Sweep, trials: int, lock: int, screen: Screen) -
             if stop.is_set():
                 break
     found = results(there, journal)
-    write_json(there.path / "results.json", found)
+    write_json(there.path / RESULTS, found)
     if stop.is_set():
         screen.say(f"Stopped by {stop}; the same command goes on.")
         raise SystemExit(stop.exit_status)
@@ -186,38 +186,41 @@ def _leave(
         screen.say("No setting has a finite figure: try lower learning rates, or more --trials.")
         return
     _write(there.path / "sweep.png", draw(found, there.space))
-    words, verdict = found["settings"][0]["options"], []
-    if (unseen := _unseen(there, found, data)) is not None:
-        verdict.append(optimism(found, unseen, asked.reserve))
-        found["unseen"] = {"examples": asked.reserve, "figures": unseen}
     board = shlex.join(["python", "-m", "research", "board", str(there.path)])
     screen.say(f"Every training, and a row for each setting in HParams: {board}")
-    for line in verdict:
-        screen.say(line)
-    again = command(there, asked.trials)
-    as_it_is = parse(experiment.config, asked.options, experiment=asked.experiment.stem)
-    best = parse(experiment.config, [*asked.options, *words], experiment=asked.experiment.stem)
-    final = comparison(asked, there, words)
+    said = []
+    if (unseen := _unseen(there, found, data)) is not None:
+        found["unseen"] = {"examples": asked.reserve, "figures": unseen}
+        said.append(optimism(found, unseen, asked.reserve))
+        screen.say(said[0])
+    try:
+        _judge(asked, experiment, there, found["settings"][0]["options"], screen)
+    finally:
+        if os.path.isfile(there.path / VERDICT / "verdict.json"):
+            judged = read_verdict(there.path / VERDICT)
+            found["verdict"] = {k: judged[k] for k in ("findings", "results")}
+            said += [sentence(judged, number) for number in range(len(judged["findings"]))]
+        write_json(there.path / RESULTS, found)
+        text = page(found, command(there, asked.trials), "\n\n".join(said))
+        _write(there.path / "sweep.md", text.encode())
+    screen.say(f"The page for people: {there.path / 'sweep.md'}")
+
+
+def _judge(
+    asked: Asked, experiment: Experiment, there: Sweep, words: list[str], screen: Screen
+) -> None:
+    """Compares the best setting with the experiment as it is, or says how to."""
+    final, name = comparison(asked, there, words), asked.experiment.stem
+    as_it_is, best = (
+        parse(experiment.config, [*asked.options, *own], experiment=name) for own in ([], words)
+    )
     if best == as_it_is:
-        verdict.append("The best setting is the experiment as it is: there is nothing to compare.")
-        screen.say(verdict[-1])
-    elif not asked.verdict:
-        shown_command = command_of(final)
-        verdict.append(f"Judge it on examples that no trial saw: `{shown_command}`")
-        screen.say(f"Judge it on examples that no trial saw: {shown_command}")
-    else:
+        screen.say("The best setting is the experiment as it is: there is nothing to compare.")
+    elif asked.verdict:
         screen.say("The best setting against the experiment as it is, on examples no trial saw:")
-        try:
-            compare.run(final, screen)
-        finally:
-            if (there.path / "verdict" / "verdict.json").exists():
-                judged = read_verdict(there.path / "verdict")
-                verdict += [sentence(judged, n) for n in range(len(judged["findings"]))]
-                figures = [row for row in judged["results"] if row["mean"] is not None]
-                found["verdict"] = {"findings": judged["findings"], "results": figures}
-            _write_page(there, found, page(found, again, "\n\n".join(verdict)), screen)
-        return
-    _write_page(there, found, page(found, again, "\n\n".join(verdict)), screen)
+        compare.run(final, screen)
+    else:
+        screen.say(f"Judge it on examples that no trial saw: {command_of(final)}")
 
 
 def comparison(asked: Asked, there: Sweep, words: list[str]) -> Compare:
@@ -234,7 +237,7 @@ def comparison(asked: Asked, there: Sweep, words: list[str]) -> Compare:
         workers=asked.workers,
         threads=asked.threads,
         scheduler=asked.scheduler,
-        directory=there.path / "verdict",
+        directory=there.path / VERDICT,
         options=(
             *(*asked.options, "--holdout", str(asked.reserve)),
             *("--holdout-seed", str(RESERVE_SEED)),
@@ -265,12 +268,6 @@ def _unseen(there: Sweep, found: Mapping[str, Any], data: Dataset) -> list[float
             return None
         values.append(value)
     return values
-
-
-def _write_page(there: Sweep, found: Mapping[str, Any], text: str, screen: Screen) -> None:
-    write_json(there.path / "results.json", found)
-    _write(there.path / "sweep.md", text.encode())
-    screen.say(f"The page for people: {there.path / 'sweep.md'}")
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -30,7 +30,7 @@ A, B = str(EXPERIMENTS / "mnist_cnn.py"), str(EXPERIMENTS / "mixup.py")
         ([A, ""], ["empty"]),
         ([A, f"{A} 'x"], ["close the quotes"]),
         ([A, f"{A} --seed 3"], ["--seed", "--first-seed"]),
-        ([A, f"{A} --run-dir x"], ["--run-dir", "a directory for its trainings"]),
+        ([A, f"{A} --run-dir x"], ["--run-dir", "each training gets a directory"]),
         ([A, f"{A} --test"], ["--test", "the test set is not read"]),
         ([A, f"{A} --data=x.npz"], ["--data", "behind --"]),
         ([A, f"{A} --holdout-seed 3"], ["--holdout-seed", "behind --"]),

@@ -50,7 +50,7 @@ def test_a_grid_has_every_combination_once_in_order() -> None:
         ("learning_rate=0..1:log", "a logarithmic range begins above 0"),
         ("learning_rate=1..2:1", "1 values; give 2 to 1000"),
         ("batch_size=1.5..3", "give two whole numbers"),
-        ("seed=1,2", "seed can't be tried; seeds are counted upwards"),
+        ("seed=1,2", "seed can't be tried; seeds count upwards"),
         ("holdout=1,2", "holdout decides how trials are judged"),
         ("decay=linear,cosine decay=linear,constant", "decay is there twice"),
         ("epochs=1,2", "epochs stands behind -- too"),
