@@ -99,6 +99,26 @@ def test_the_check_that_fails_names_the_likely_cause(
         assert cause in failed[name]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("speedrun", "the same training, but for rounding"),
+        ("residual", "the same training, but for rounding"),
+        ("mixup", "another training: loss differs at step"),
+        ("harder_half", "another training: loss_harder differs at step"),
+    ],
+)
+def test_it_says_whether_several_replicas_train_alike(
+    name: str, words: str, dataset: Dataset
+) -> None:
+    small = ["--examples", "200", "--batch-size", "16"]
+    checks = step_is_sound(EXPERIMENTS / f"{name}.py", small, dataset.train, print)
+    found = next(check for check in checks if check.name == "on several replicas")
+    assert found.holds
+    assert found.found.startswith(words)
+
+
 # This experiment fails if it is built for other steps or examples than it is trained for, or if its
 # epochs are shortened without its warm-up.
 DEMANDING = """
