@@ -68,6 +68,8 @@ def complaint(result: Result) -> str:
         ("--select-by accuracy", ["--select-by accuracy", "lowest loss"]),
         ("--holdout-seed -1", ["--holdout-seed -1", "2147483647"]),
         ("--holdout -1", ["--holdout -1"]),
+        ("--reserve 0 1", ["--reserve 0 1", "such as 10000 0"]),
+        ("--data data.npz --reserve 300 0", ["--reserve 300", "1 to 299"]),
         ("--holdout 10 --examples 10", ["--holdout 10", "--examples 10"]),
         ("--examples 0", ["--examples 0"]),
         ("--profile 5 4", ["--profile 5 4", "first and the last"]),
