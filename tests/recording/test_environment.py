@@ -22,8 +22,12 @@ def deleted_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Path.read_text
+
     def read_text(self: Path, *args: Any, **kwargs: Any) -> str:
-        raise FileNotFoundError(self)
+        if self.is_relative_to("/proc"):
+            raise FileNotFoundError(self)
+        return before(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "read_text", read_text)
 

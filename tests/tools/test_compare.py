@@ -45,6 +45,7 @@ def scalars(folder: Path, prefix: str) -> dict[str, list[float]]:
     }
 
 
+@pytest.mark.slow
 def test_an_experiment_against_itself_is_identical(
     run_here: RunHere, data_file: Path, tmp_path: Path
 ) -> None:

@@ -86,10 +86,8 @@ def test_a_run_that_hangs_is_ended_and_named(kill: Callable[..., list[Check]]) -
     assert "--minutes gives it more. ...so far so good" in check.found
 
 
-@pytest.mark.parametrize(
-    ("stops", "sent"),
-    [("0", "1 killed: "), pytest.param("1", "1 killed, 1 stopped: ", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("stops", "sent"), [("0", "1 killed: "), ("1", "1 killed, 1 stopped: ")])
 def test_killed_at_random_moments_runs_and_forks_end_as_if_uninterrupted(
     stops: str, sent: str, data_file: Path, run_here: RunHere
 ) -> None:

@@ -83,7 +83,7 @@ def test_batches_accumulate_to_a_step_of_one_batch_so_many_times_as_large(
     ways = {"whole": ("--batch-size", "64"), "parts": ("--batch-size", "16", "--accumulate", "4")}
     rows = {}
     for name, sizes in ways.items():
-        result = run_here(EXPERIMENTS / "speedrun.py", *options, *sizes, "--run-dir", name)
+        result = run_here(EXPERIMENTS / "best.py", *options, *sizes, "--run-dir", name)
         assert (result.status, result.stderr) == (0, "")
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         rows[name] = [row for row in map(json.loads, lines) if row["split"] == "train"]
