@@ -116,10 +116,10 @@ def test_a_training_whose_worker_is_killed_is_run_once_by_another(
 
 
 @pytest.mark.slow
-def test_of_200_trainings_none_is_lost_or_run_twice_while_workers_die_and_join(
+def test_of_40_trainings_none_is_lost_or_run_twice_while_workers_die_and_join(
     task: Callable[[str], Task], tmp_path: Path
 ) -> None:
-    tasks = [task(TRAINING.format(0.2)) for _ in range(200)]
+    tasks = [task(TRAINING.format(0.2)) for _ in range(40)]
     randomly, ended, waiting = random.Random(0), list[Ended](), list(tasks)
     with (
         distributed.LocalCluster(
@@ -128,20 +128,20 @@ def test_of_200_trainings_none_is_lost_or_run_twice_while_workers_die_and_join(
         distributed.Client(found.scheduler_address, set_as_default=False) as client,
         Cluster(found.scheduler_address, 1, tmp_path / "study", print) as trainers,
     ):
-        kill_at = {n: n for n in range(10, 200, 10)}
+        kill_at = {n: n for n in range(5, 40, 5)}
         while waiting or trainers.running:
             while waiting and trainers.has_room():
                 trainers.start(waiting.pop(0))
             ended += trainers.wait(0.2)
-            if kill_at.pop(len(ended) // 10 * 10, None):
+            if kill_at.pop(len(ended) // 5 * 5, None):
                 pids = client.run(os.getpid, on_error="ignore")
                 os.kill(randomly.choice(sorted(pids.values())), signal.SIGKILL)
-            if len(ended) >= 100 and len(found.workers) < 8:
+            if len(ended) >= 20 and len(found.workers) < 8:
                 found.scale(8)
-    assert sorted(each.task.key for each in ended) == list(range(200))
+    assert sorted(each.task.key for each in ended) == list(range(40))
     for each in tasks:
         assert (each.run / "said").read_text() in (f"--seed {each.key}", "resumed")
-    assert len(list((tmp_path / "study").glob("run-*/said"))) == 200
+    assert len(list((tmp_path / "study").glob("run-*/said"))) == 40
 
 
 def test_other_versions_are_refused_by_name(
