@@ -8,7 +8,7 @@ the highest loss in the first. All six were selected on held-out training exampl
 
 - Command: python experiments/speedrun.py
 - Duration: about a minute and a half on 2 CPU cores
-- Expect: test accuracy of 99.3% on average; with seed 0, 99.26%
+- Expect: test accuracy of 99.37% on average, 0.05 points of standard deviation
 """
 
 from __future__ import annotations
