@@ -294,9 +294,9 @@ SMALL = ("--batch-size", "32", "--dense-width", "8", "--epochs", "2")
 OTHERS = {
     "mixup": "--alpha 0.3 --precision mixed_bfloat16 --seed 3",
     "harder_half": "--strategy mirrored --decay cosine",
-    "speedrun": "--eager --accumulate 2",
+    "speedrun": "--eager",
     "label_smoothing": "--holdout 100 --patience 1 --epochs 6 --test",
-    "best": "--holdout 50 --holdout-seed 5 --warmup-epochs 0.5 --clip-norm 1",
+    "best": "--accumulate 2 --holdout 50 --holdout-seed 5 --warmup-epochs 0.5 --clip-norm 1",
     "averaged_weights": "--steps-per-call 3 --log-every 2 --profile 2 4",
     "restarts": "--cycle-epochs None --epochs 1.5",
 }
