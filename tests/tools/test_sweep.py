@@ -190,9 +190,10 @@ def test_a_sweep_survives_sigkill_of_itself_and_of_its_trainings(
             process = start("killed")
             continue
         family = [process.pid, *_descendants(process.pid)]
-        os.kill(randomly.choice(family), signal.SIGKILL)
+        os.kill(victim := randomly.choice(family), signal.SIGKILL)
         kills += 1
-        if process.poll() is not None:
+        if victim == process.pid:
+            process.wait()
             process = start("killed")
     if process.wait() != 0:
         assert start("killed").wait() == 0
