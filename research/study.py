@@ -122,7 +122,7 @@ def train(
 def _train(study: Study, tasks: Iterator[Task], done: int, trainers: Engine, screen: Screen) -> int:
     total = len(study.trainings)
     screen.say(f"{done} of {total} trainings are done; the others go to {study.directory}")
-    with StopRequest() as stop, _progress(screen) as progress:
+    with StopRequest() as stop, progress_bar(screen) as progress:
         bar = progress.add_task("trainings", total=total, completed=done)
         while done < total and not stop.is_set():
             while trainers.has_room() and (task := next(tasks, None)) is not None:
@@ -193,7 +193,8 @@ def _result(outcome: Outcome) -> str:
     return f"error {100 * (1 - outcome.figures['accuracy']):.2f}%"
 
 
-def _progress(screen: Screen) -> Progress:
+def progress_bar(screen: Screen) -> Progress:
+    """A bar that counts, with the time so far; on a terminal only."""
     return Progress(
         *Progress.get_default_columns(),
         MofNCompleteColumn(),

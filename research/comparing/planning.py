@@ -137,19 +137,29 @@ class Plan:
         fields = self._fields()
         if directory is None:
             stems = dict.fromkeys(arm.file.stem for arm in self.declared.arms)
-            name = re.sub(r"[^\w.]+", "-", "-".join(stems), flags=re.ASCII)[:60]
-            first = COMPARISONS / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
-            further = (first.with_name(f"{first.name}-{n}") for n in itertools.count(2))
-            names = itertools.chain([first], further)
-            directory = next(path for path in names if not os.path.lexists(path))
+            directory = free_directory(COMPARISONS, "-".join(stems))
+        return Comparison(self.create_directory(directory, QUESTION, fields), fields)
+
+    def create_directory(self, directory: Path, declared: str, fields: Mapping[str, Any]) -> Path:
+        """Creates a directory, atomically, with the code that the trainings run; returns its path.
+
+        Args:
+            directory: what to create.
+            declared: the name of its file of ``fields``.
+            fields: what is declared.
+
+        Raises:
+            InputError: if it can't be created.
+            StorageError: if a file can't be written.
+        """
 
         def fill(folder: Path) -> None:
             with storage_errors(folder):
                 shutil.copytree(self.folder, folder / CODE, symlinks=True)
-            write_sealed_json(folder / QUESTION, fields)
+            write_sealed_json(folder / declared, fields)
 
-        with create_directory(directory, "compare", 0, fill) as made:
-            return Comparison(made.path, fields)
+        with create_directory(directory, directory.name, 0, fill) as made:
+            return made.path
 
     def _fields(self) -> dict[str, Any]:
         arms, config = self.declared.arms, self.trials[0].config
@@ -218,6 +228,14 @@ def read_data(declared: Declared, say: Callable[[str], None]) -> Dataset:
             "some of them to compare on, and leave some to train on"
         )
     return data
+
+
+def free_directory(parent: Path, stem: str) -> Path:
+    """A path that is free: the time, and the stem as far as it suits a file name."""
+    name = re.sub(r"[^\w.]+", "-", stem, flags=re.ASCII)[:60]
+    first = parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    further = (first.with_name(f"{first.name}-{n}") for n in itertools.count(2))
+    return next(path for path in itertools.chain([first], further) if not os.path.lexists(path))
 
 
 @contextlib.contextmanager

@@ -180,9 +180,8 @@ def parse_arms(texts: Sequence[str], options: Sequence[str]) -> list[Arm]:
             "baseline"
         )
     arms = [Arm.parse(text) for text in texts]
+    refuse_own_options(options)
     for name in option_names(options):
-        if name in NOT_OWN_OPTIONS:
-            raise InputError(f"-- --{_dashes(name)} can't be given; {NOT_OWN_OPTIONS[name]}")
         for arm in arms:
             if name in option_names(arm.options):
                 raise InputError(
@@ -224,6 +223,17 @@ def names_of(arms: Sequence[Arm]) -> list[str]:
 def folder_name(number: int, name: str) -> str:
     """The name of the directory for an arm's trainings."""
     return f"{number}-" + re.sub(r"[^\w.=]+", "-", name, flags=re.ASCII).strip("-")[:60]
+
+
+def refuse_own_options(options: Sequence[str]) -> None:
+    """Refuses options behind -- that each training is given anyway.
+
+    Raises:
+        InputError: with the option, and what is done instead.
+    """
+    for name in option_names(options):
+        if name in NOT_OWN_OPTIONS:
+            raise InputError(f"-- --{_dashes(name)} can't be given; {NOT_OWN_OPTIONS[name]}")
 
 
 def _dashes(name: str) -> str:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import os
-import re
-import shutil
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +12,13 @@ from typing import Any
 from research.comparing.checkout import PROJECT, code_sha256
 from research.comparing.comparison import describe_machine, files_sha256
 from research.comparing.evidence import Outcome, read_outcome
-from research.comparing.planning import Plan
+from research.comparing.planning import Plan, free_directory
 from research.comparing.question import Metric
 from research.comparing.trainings import Task
 from research.errors import InputError, one_line
-from research.files import read_sealed_json, storage_errors, write_sealed_json
+from research.files import read_sealed_json, storage_errors
 from research.recording.code import library_sha256
-from research.recording.run_directory import CODE, create_directory
+from research.recording.run_directory import CODE
 from research.sweeping.space import Dimension, Setting, words_of
 
 SWEEPS = Path("runs") / "sweep"
@@ -188,17 +184,5 @@ def create(
         "file": code.file.relative_to(plan.folder).as_posix(),
         "commit": code.commit,
     }
-    if directory is None:
-        stem = re.sub(r"[^\w.]+", "-", declared.experiment.stem, flags=re.ASCII)[:60]
-        first = SWEEPS / f"{time.strftime('%Y%m%d-%H%M%S')}-{stem}"
-        further = (first.with_name(f"{first.name}-{n}") for n in itertools.count(2))
-        names = itertools.chain([first], further)
-        directory = next(path for path in names if not os.path.lexists(path))
-
-    def fill(folder: Path) -> None:
-        with storage_errors(folder):
-            shutil.copytree(plan.folder, folder / CODE, symlinks=True)
-        write_sealed_json(folder / DECLARED, fields)
-
-    with create_directory(directory, "sweep", 0, fill) as made:
-        return Sweep(made.path, fields, space)
+    directory = directory or free_directory(SWEEPS, declared.experiment.stem)
+    return Sweep(plan.create_directory(directory, DECLARED, fields), fields, space)

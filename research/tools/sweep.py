@@ -26,14 +26,13 @@ from research.results.evaluation import evaluate
 from research.results.export import load_h5
 from research.screen import Screen
 from research.signals import StopRequest
+from research.study import progress_bar
 from research.sweeping.space import grid, parse_space
 from research.sweeping.sweep import RESERVE_SEED, RESULTS, VERDICT, Declared, Sweep, create, find
 from research.tools import compare
 from research.tools.load_experiment import load_experiment
 from research.verbs import Compare
 from research.verbs import Sweep as Asked
-
-from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
 DEFAULT_TRIALS = 20
 
@@ -47,7 +46,9 @@ def run(asked: Asked, screen: Screen) -> None:
     """
     if importlib.util.find_spec("optuna") is None:
         raise InputError('sweep: Optuna is not installed; pip install -e ".[sweep]"')
-    _refuse_options(asked)
+    if "reserve" in option_names(asked.options):
+        raise InputError("-- --reserve can't be given; sweep has --reserve, in front of --")
+    question.refuse_own_options(asked.options)
     metric = Metric.parse(asked.metric or ERROR)
     experiment = load_experiment(asked.experiment)
     space = parse_space(asked.over, experiment.config, asked.options, asked.experiment.stem)
@@ -96,15 +97,6 @@ def run(asked: Asked, screen: Screen) -> None:
         os.close(lock)
 
 
-def _refuse_options(asked: Asked) -> None:
-    for name in option_names(asked.options):
-        option = name.replace("_", "-")
-        if name == "reserve":
-            raise InputError("-- --reserve can't be given; sweep has --reserve, in front of --")
-        if reason := question.NOT_OWN_OPTIONS.get(name):
-            raise InputError(f"-- --{option} can't be given; {reason}")
-
-
 def cost_text(planned: Plan, trials: int, seeds: int, workers: int) -> str:
     """What a sweep costs at most, in a line."""
     seconds = planned.trials[0].seconds(planned.examples)
@@ -133,7 +125,7 @@ def _train(asked: Asked, there: Sweep, trials: int, lock: int, screen: Screen) -
     screen.say(f"{len(journal.trials())} of {counted(trials, 'trial')} begun in {there.path}")
     with (
         StopRequest() as stop,
-        _progress(screen) as progress,
+        progress_bar(screen) as progress,
         engine(
             *(asked.scheduler, asked.workers, fields["threads"], there.path, lock, screen.say)
         ) as trainers,
@@ -273,14 +265,3 @@ def _unseen(there: Sweep, found: Mapping[str, Any], data: Dataset) -> list[float
 def _write(path: Path, content: bytes) -> None:
     with storage_errors(path), replaced_atomically(path) as partial:
         partial.write_bytes(content)
-
-
-def _progress(screen: Screen) -> Progress:
-    return Progress(
-        *Progress.get_default_columns(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=screen.console,
-        disable=not screen.console.is_terminal,
-        transient=True,
-    )
