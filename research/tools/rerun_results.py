@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Set
@@ -46,13 +47,13 @@ class Results:
 
     Attributes:
         lines: the lines of metrics.jsonl.
-        states: for the step of each checkpoint, the digests of all variables by name.
+        states: for the step of each checkpoint, the digests of all variables in their order.
         files: by name, the digest of mnist.h5, the figures in evaluation.json, and why the run
             became non-finite in non_finite.json, as far as the run has ended so.
     """
 
     lines: list[Line]
-    states: dict[int, dict[str, str]]
+    states: dict[int, list[str]]
     files: dict[str, Any]
 
 
@@ -110,15 +111,18 @@ def _lines(path: Path, until: int | None) -> list[Line]:
     return [line for line in lines if line and (until is None or line["step"] <= until)]
 
 
-def variables_sha256(checkpoint: Path) -> dict[str, str]:
-    """The SHA-256 of each variable in a checkpoint, by name, as its header says.
+def variables_sha256(checkpoint: Path) -> list[str]:
+    """The SHA-256 of each variable in a checkpoint, in their order, as its header says.
+
+    Not by name: Keras numbers unnamed layers and optimizers, and a second model in one process gets
+    other numbers.
 
     Raises:
         OSError, KeyError, ValueError, SafetensorError: if the checkpoint is damaged.
     """
     with safe_open(checkpoint, "numpy") as file:
         about = json.loads(file.metadata()["about"])
-    return {name: about["sha256"][name] for name in about["variables"]}
+    return [about["sha256"][name] for name in about["variables"]]
 
 
 def _files(run: Path, end: End) -> Iterator[tuple[str, Any]]:
@@ -191,6 +195,6 @@ def _only_in(
     return found
 
 
-def _others(then: dict[str, str], now: dict[str, str]) -> int:
+def _others(then: list[str], now: list[str]) -> int:
     """The number of variables that have another digest, or are in one of two states only."""
-    return sum(then.get(name) != now.get(name) for name in then.keys() | now.keys())
+    return sum(was != is_now for was, is_now in itertools.zip_longest(then, now))

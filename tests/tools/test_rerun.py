@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -23,6 +24,8 @@ from research.tools.verify_kills import Program
 
 import pytest
 from conftest import EXPERIMENTS, RunHere, contents, edit_library
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 SAME = "Every bit is the same: "
 
@@ -119,6 +122,25 @@ def test_results_that_are_missing_are_different(
     result = run_here("research", "rerun", run.name, "--run-dir", "again")
     assert result.status == 1
     assert told in result.stdout
+
+
+def test_names_that_keras_has_numbered_are_no_difference(run: Path, run_here: RunHere) -> None:
+    again = shutil.copytree(run, run.with_name("again"))
+    for path in (again / "checkpoints").iterdir():
+        with safe_open(path, "numpy") as file:
+            about = json.loads(file.metadata()["about"])
+            arrays = {name: file.get_tensor(name) for name in about["sha256"]}
+        # So Keras names the optimizer of the second run in a process.
+        renamed = {name: name.replace("adadelta", "adadelta_1") for name in arrays}
+        about["variables"] = [renamed[name] for name in about["variables"]]
+        about["sha256"] = {renamed[name]: sha for name, sha in about["sha256"].items()}
+        text = json.dumps(about)
+        header = {"about": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        save_file({renamed[name]: array for name, array in arrays.items()}, path, header)
+        assert any(name != new for name, new in renamed.items())
+    result = run_here("research", "rerun", run.name, "--run-dir", "again")
+    assert result.status == 0
+    assert "all 26 variables after step 24" in result.stdout
 
 
 def test_lines_before_a_resumption_with_another_log_every_may_be_others(
