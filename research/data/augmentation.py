@@ -73,7 +73,7 @@ def random_affine(
 def _transform(images: tf.Tensor, matrix: list[float | tf.Tensor], interpolation: str) -> tf.Tensor:
     """Transforms each image; its matrix maps (x, y, 1) in the result to (x, y) in the image."""
     zero = tf.zeros_like(matrix[0])
-    return tf.raw_ops.ImageProjectiveTransformV3(
+    transformed = tf.raw_ops.ImageProjectiveTransformV3(
         images=images,
         transforms=tf.stack([*matrix, zero, zero], axis=1),
         output_shape=tf.shape(images)[1:3],
@@ -81,3 +81,5 @@ def _transform(images: tf.Tensor, matrix: list[float | tf.Tensor], interpolation
         fill_mode="CONSTANT",
         fill_value=0.0,
     )
+    transformed.set_shape(images.shape)  # the operation forgets height and width
+    return transformed

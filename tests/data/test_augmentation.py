@@ -76,6 +76,9 @@ def test_the_change_is_a_function_of_the_seed(change: Callable[[Any, Any], Any])
     first = np.asarray(change(images, SEED))
     np.testing.assert_array_equal(change(images, SEED), first)
     np.testing.assert_array_equal(tf.function(change)(images, SEED), first)
+    # A step may change what has been changed already.
+    twice = tf.function(lambda: change(change(images, SEED), SEED))()
+    np.testing.assert_array_equal(twice, change(first, SEED))
     assert not np.array_equal(change(images, [3, 6]), first)
 
 
