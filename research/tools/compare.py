@@ -201,9 +201,9 @@ def _show(found: dict[str, Any], screen: Screen) -> None:
     """Prints the results, and a sentence for each challenger."""
     screen.console.print(result_table(found))
     for number, finding in enumerate(found["findings"]):
-        screen.say(sentence(found, number))
+        screen.say_folded(sentence(found, number))
         if finding["pairs"]:
-            screen.say(more(found, number))
+            screen.say_folded(more(found, number))
 
 
 def cost_text(plan: Plan, workers: int, most_pairs: int) -> str:
@@ -228,8 +228,9 @@ def cost_text(plan: Plan, workers: int, most_pairs: int) -> str:
         [
             "What it costs at most, by the trial:",
             *lines,
-            "The smallest difference that so many pairs can show, in standard deviations of the "
-            f"paired differences: {can_show}. Ctrl-C stops at any time; the same command goes on.",
+            "The smallest difference that so many pairs can show, in standard deviations of",
+            f"the paired differences: {can_show}.",
+            "Ctrl-C stops at any time; the same command goes on.",
         ]
     )
 
