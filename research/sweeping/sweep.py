@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -186,3 +187,18 @@ def create(
     }
     directory = directory or free_directory(SWEEPS, declared.experiment.stem)
     return Sweep(plan.create_directory(directory, DECLARED, fields), fields, space)
+
+
+def command(
+    fields: Mapping[str, Any], trials: int | None = None, directory: Path | None = None
+) -> str:
+    """The command that does a sweep with these fields again, or goes on with it."""
+    words = ["python", "-m", "research", "sweep", fields["experiment"], "--over", *fields["over"]]
+    words += ["--sampler", fields["sampler"], "--sampler-seed", str(fields["sampler_seed"])]
+    words += [] if trials is None else ["--trials", str(trials)]
+    words += ["--seeds", str(fields["seeds"]), "--metric", fields["metric"]]
+    words += ["--reserve", str(fields["reserve"])]
+    words += ["--prune"] if fields["prune"] else []
+    words += ["--threads", str(fields["threads"])] if fields["threads"] != 1 else []
+    words += [] if directory is None else ["--directory", str(directory)]
+    return shlex.join([*words, "--", *fields["options"][:-3]])  # --reserve stands in front
