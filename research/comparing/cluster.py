@@ -95,7 +95,8 @@ def difference(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
         if there.get(name) != value:
             if name == "library":
                 return "the code in research/ is another one there; put the same code there"
-            return f"{name} is {there.get(name)} there, {value} here; put the same one there"
+            other = there.get(name) or "missing"
+            return f"{name} is {other} there, {value or 'missing'} here; put the same one there"
     return ""
 
 
