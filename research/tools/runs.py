@@ -238,9 +238,10 @@ def sweep_table(sweeps: Sequence[SweepSummary], width: int) -> Table:
     room = _room(columns, width)
     cells = []
     for each in sweeps:
-        parts = [f"{each.best}," if each.best else "", *each.experiments]
-        parts += ["over", *each.over] if each.over else [each.reason]
-        about = "\n".join(folded(map(printable, filter(None, parts)), room, gap=" "))
+        setting, _, figure = each.best.rpartition(": ")
+        parts = [f"{setting}:", f"{figure},"] if setting else []
+        parts += [*each.experiments, *(["over", *each.over] if each.over else [each.reason])]
+        about = "\n".join(folded(map(printable, parts), room, gap=" "))
         cells.append(Text("\n").join([_path(each.directory, room), Text(about)]))
     return _table("Sweeps", {"sweep": cells, **columns}, between=True)
 

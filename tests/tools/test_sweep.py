@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,8 +14,8 @@ import sys
 import time
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any
 
+from research.comparing.evidence import weights_sha256
 from research.comparing.trainings import Ended, Trainers
 from research.config import Config
 from research.data.dataset import hold_out
@@ -35,10 +36,10 @@ class Killed(BaseException):
     """Ends a sweep as SIGKILL does."""
 
 
-def bits(sweep: Path) -> dict[str, Any]:
-    """The figures and the weights of every training, by its place."""
+def bits(sweep: Path) -> dict[str, str]:
+    """The weights of every training, by its place."""
     return {
-        str(path.parent.relative_to(sweep)): json.loads(path.read_text())["files"]["mnist.h5"]
+        str(path.parent.relative_to(sweep)): weights_sha256(path.with_name("mnist.h5"))
         for path in sorted(sweep.glob("trial-*/*/finished.json"))
     }
 
@@ -86,6 +87,18 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_best_setting(
     assert Image.open(there / "sweep.png").size == (1400, 1080)
     page = (there / "sweep.md").read_text()
     assert "| 1 | " in page and f"| 2 | `{' '.join(best['options'])}` |" in page
+
+    # The command on the page goes on with it, and trains nothing.
+    command = shlex.split(page.splitlines()[0].strip("`"))
+    command.insert(command.index("--"), "--no-verdict")
+    command[command.index("--") : command.index("--")] = ["--directory", "sweep"]
+    result = run_here(*command[2:], columns=80)
+    assert result.status == 0 and "2 of 2 trials begun" in result.stdout
+    # `runs` has one row for it, and its trainings when it is named.
+    listed = json.loads(run_here("research", "runs", ".", "--json").stdout)
+    assert listed["runs"] == []
+    assert [row["status"] for row in listed["sweeps"]] == ["finished"]
+    assert len(json.loads(run_here("research", "runs", "sweep", "--json").stdout)["runs"]) == 4
 
     # The same command trains nothing; another declaration is refused, and changes nothing.
     result = run_here(*words, "--directory", "sweep", *options)
@@ -204,7 +217,7 @@ def test_a_sweep_survives_sigkill_of_itself_and_of_its_trainings(
         for name in ("undisturbed", "killed")
     )
     assert killed == undisturbed
-    assert bits(tmp_path / "killed").keys() == bits(tmp_path / "undisturbed").keys()
+    assert bits(tmp_path / "killed") == bits(tmp_path / "undisturbed")
 
 
 def _descendants(pid: int) -> list[int]:
