@@ -122,7 +122,7 @@ class Cluster:
         say: Callable[[str], None],
         most: int | None = None,
     ) -> None:
-        self._threads, self._say, self._most = threads, say, most
+        self._address, self._threads, self._say, self._most = address, threads, say, most
         self._facts, self._secret = versions(), uuid.uuid4().hex
         self._token = folder.absolute() / _TOKEN
         with storage_errors(self._token):
@@ -154,14 +154,23 @@ class Cluster:
 
     def _room(self) -> int:
         if time.monotonic() > self._looked + 1:
-            there, known = self._client.nthreads(), self._workers
-            reasons = _refusals(self._client, self._facts, there.keys() - known.keys())
+            try:
+                there, known = self._client.nthreads(), self._workers
+                reasons = _refusals(self._client, self._facts, there.keys() - known.keys())
+            except OSError as error:
+                raise self._lost() from error
             for worker, reason in reasons.items():
                 self._refuse(worker, reason)
             self._workers = {w: n for w, n in there.items() if w in known or w in reasons}
             self._looked = time.monotonic()
         there = sum(n for worker, n in self._workers.items() if worker not in self._refused)
         return there if self._most is None else min(there, self._most)
+
+    def _lost(self) -> StorageError:
+        return StorageError(
+            f"--scheduler {self._address}: it can't be reached any more; start it again, and give "
+            "the command again"
+        )
 
     def _refuse(self, worker: str, reason: str) -> None:
         if reason and worker not in self._refused:
@@ -211,7 +220,7 @@ class Cluster:
             StorageError: if a training failed on the cluster, or the scheduler is gone.
         """
         if self._client.status != "running":
-            raise StorageError("the scheduler can't be reached; give the command again")
+            raise self._lost()
         while self._again and len(self._sent) < self._room():
             self.start(self._again.pop(0))
         if not self._room() and not self._is_waiting:

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from research.comparing import serve
 from research.errors import InputError, StorageError
-from research.files import json_lines
+from research.files import json_lines, storage_errors
 from research.recording.environment import cores
 from research.recording.metrics import NAME as METRICS
 from research.recording.metrics import VALIDATION
@@ -244,7 +244,9 @@ class _Server:
         environment["PYTHONPATH"] = os.pathsep.join(
             filter(None, [str(root), os.environ.get("PYTHONPATH")])
         )
-        with self.log.open("ab") as log:
+        with storage_errors(self.log):
+            log = self.log.open("ab")
+        with log:
             self._process = subprocess.Popen(
                 [sys.executable, serve.__file__, str(root), *([] if lock is None else [str(lock)])],
                 env=environment,

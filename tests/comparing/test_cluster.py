@@ -17,7 +17,7 @@ from research.comparing import cluster
 from research.comparing.cluster import Cluster
 from research.comparing.comparison import describe_machine
 from research.comparing.trainings import Ended, Task
-from research.errors import InputError
+from research.errors import InputError, StorageError
 from research.recording.code import PACKAGE
 
 import distributed
@@ -31,6 +31,16 @@ def workers() -> Iterator[distributed.LocalCluster]:
         n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
     ) as found:
         yield found
+
+
+def dask(kind: str, *words: str, cwd: Path, **environment: str) -> subprocess.Popen[bytes]:
+    """Starts a scheduler or worker as users do, silently."""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"distributed.cli.dask_{kind}", *words, "--no-dashboard"],
+        cwd=cwd,
+        env=os.environ | environment,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 @pytest.fixture
@@ -206,16 +216,10 @@ def test_a_worker_that_joins_later_with_another_commit_is_refused_by_name(
     git = ["git", "-c", "user.name=nobody", "-c", "user.email=nobody", "-C", str(clone)]
     subprocess.run([*git, "init", "--quiet"], check=True)
     subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "another"], check=True)
-    words = [*(sys.executable, "-m", "distributed.cli.dask_worker", workers.scheduler_address)]
-    words += ["--nworkers", "1", "--nthreads", "1", "--no-dashboard"]
     lines: list[str] = []
     with Cluster(workers.scheduler_address, 1, tmp_path / "study", lines.append) as trainers:
-        late = subprocess.Popen(
-            words,
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(clone)},
-            stderr=subprocess.DEVNULL,
-        )
+        words = ("worker", workers.scheduler_address, "--nthreads", "1", "--nworkers", "1")
+        late = dask(*words, cwd=tmp_path, PYTHONPATH=str(clone))
         try:
             ended = all_ended(trainers, [task(TRAINING.format(0.5))])
             until = time.monotonic() + 30
@@ -250,3 +254,32 @@ def test_a_scheduler_that_does_not_answer_is_named(
     monkeypatch.setattr(cluster, "_SECONDS_TO_CONNECT", 1)
     with pytest.raises(InputError, match=r"--scheduler tcp:.*:9: no scheduler answers"):
         Cluster("tcp://127.0.0.1:9", 1, tmp_path, print)
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_dies_ends_the_command_in_one_line(
+    task: Callable[[str], Task], tmp_path: Path
+) -> None:
+    file = tmp_path / "scheduler.json"
+    scheduler = dask("scheduler", "--port", "0", "--scheduler-file", str(file), cwd=tmp_path)
+    worker = dask("worker", "--scheduler-file", str(file), "--nthreads", "1", cwd=tmp_path)
+    try:
+        while not file.exists():
+            time.sleep(0.1)
+        with Cluster(str(file), 1, tmp_path / "study", print) as trainers:
+            while not trainers.has_room():
+                time.sleep(0.1)
+            trainers.start(task(TRAINING.format(60)))
+            trainers.wait(1)
+            scheduler.kill()
+            scheduler.wait()
+            with pytest.raises(
+                StorageError, match=r"scheduler.json: it can't be reached any more; start"
+            ):
+                while True:
+                    trainers.has_room()
+                    trainers.wait(1)
+    finally:
+        for process in (worker, scheduler):
+            process.terminate()
+            process.wait()
