@@ -21,7 +21,7 @@ from research.data.dataset import Dataset, hold_out
 from research.errors import InputError
 from research.experiment import Experiment
 from research.files import replaced_atomically, storage_errors, write_json
-from research.printable import counted, duration
+from research.printable import counted, duration, path_as_typed
 from research.results.evaluation import evaluate
 from research.results.export import load_h5
 from research.screen import Screen
@@ -189,7 +189,7 @@ def _leave(
         write_json(there.path / RESULTS, found | {"status": "finished"})
         return
     _write(there.path / "sweep.png", draw(found, there.space))
-    board = shlex.join(["python", "-m", "research", "board", str(there.path)])
+    board = shlex.join(["python", "-m", "research", "board", path_as_typed(there.path)])
     screen.say(f"Every training, and a row for each setting in HParams: {board}")
     said, found["status"] = [], "stopped"
     if (unseen := _unseen(there, found, data)) is not None:
@@ -254,7 +254,8 @@ def command_of(final: Compare) -> str:
     words = ["python", "-m", "research", "compare", *final.arms, "--metric", str(final.metric)]
     words += ["--most-pairs", str(final.most_pairs), "--first-seed", str(final.first_seed)]
     words += ["--threads", str(final.threads)] if final.threads != 1 else []
-    return shlex.join([*words, "--directory", str(final.directory), "--", *final.options])
+    words += [] if final.directory is None else ["--directory", path_as_typed(final.directory)]
+    return shlex.join([*words, "--", *final.options])
 
 
 def _unseen(there: Sweep, found: Mapping[str, Any], data: Dataset) -> list[float] | None:

@@ -273,7 +273,7 @@ def test_a_sweep_is_one_row_and_says_how_it_goes_on(tmp_path: Path, run_here: Ru
     folder = tmp_path / "runs" / "sweep" / "1-mnist_cnn"
     folder.mkdir(parents=True)
     fields = {
-        **{"experiment": "my experiments/mnist_cnn.py", "over": ["learning_rate=0.1..10:log"]},
+        **{"experiment": "-my tries/mnist_cnn.py", "over": ["learning_rate=0.1..10:log"]},
         **{"sampler": "tpe", "sampler_seed": 0, "seeds": 3, "metric": "lowest error"},
         **{"reserve": 60, "prune": True, "threads": 1},
         "options": ["--epochs", "1", "--holdout", "50", "--reserve", "60", "0"],
@@ -290,7 +290,7 @@ def test_a_sweep_is_one_row_and_says_how_it_goes_on(tmp_path: Path, run_here: Ru
     (folder / "results.json").write_text(json.dumps(found | {"status": "stopped"}))
     assert (row()["status"], row()["trials"], row()["of"]) == ("stopped", 7, 30)
     command = (
-        "python -m research sweep 'my experiments/mnist_cnn.py' --over learning_rate=0.1..10:log "
+        "python -m research sweep './-my tries/mnist_cnn.py' --over learning_rate=0.1..10:log "
         "--sampler tpe --sampler-seed 0 --trials 30 --seeds 3 --metric 'lowest error' "
         "--reserve 60 --prune -- --epochs 1 --holdout 50"
     )
