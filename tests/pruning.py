@@ -2,8 +2,8 @@
 
     python tests/pruning.py CURVES.json
 
-records the curves in CURVES.json, unless the file is there, and then replays them in ten orders: a
-small convolutional network, trained with the project's loop and settings drawn at random on 2,000
+records the curves that CURVES.json does not have yet, and then replays them in ten orders: a small
+convolutional network, trained with the project's loop and settings drawn at random on 2,000
 examples of MNIST, and validated 12 times on 2,000 others. The figures are in experiments/README.md.
 """
 
@@ -25,6 +25,7 @@ from research.data.dataset import Split, hold_out
 from research.data.mnist import load_mnist
 from research.errors import NonFiniteError
 from research.experiment import Experiment
+from research.files import replaced_atomically
 from research.loop import Training
 from research.network.layers import dropout
 from research.network.mnist_cnn import Config
@@ -118,21 +119,24 @@ def curve(experiment: Experiment, config: Config, splits: tuple[Split, Split]) -
 
 
 def record(file: Path) -> None:
-    """Trains each setting once, with a seed of its own."""
+    """Trains each setting that is missing once, with a seed of its own."""
+    found: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
     experiment = dataclasses.replace(load_experiment(REFERENCE), build=build)
     splits = hold_out(load_mnist(print).train.first(2 * EXAMPLES), EXAMPLES, 0)
     space = parse_space(OVER, Config, [], "mnist_cnn")
-    found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder), space, ERROR, "random", 0)
         for seed in range(SETTINGS):
             words = words_of(space, journal.ask()[1])
+            if seed < len(found):
+                continue
             options = ["--epochs", str(EPOCHS), "--batch-size", "32", "--holdout", str(EXAMPLES)]
             config = parse(Config, [*options, *words, "--seed", str(seed)], experiment="small_cnn")
             found.append({"setting": words, "errors": curve(experiment, config, splits)})
             tf.keras.backend.clear_session()
+            with replaced_atomically(file) as partial:
+                partial.write_text(json.dumps(found, indent=1))
             print(seed, *words, [f"{100 * error:.2f}%" for error in found[-1]["errors"][::4]])
-    file.write_text(json.dumps(found, indent=1))
 
 
 def replayed(journal: Journal, errors: Sequence[Sequence[float]], workers: int = 2) -> int:
@@ -176,8 +180,7 @@ def replay(errors: Sequence[Sequence[float]], workers: int) -> tuple[list[float]
 def main() -> None:
     """Records, and replays with 2, 4 and 8 workers."""
     file = Path(sys.argv[1])
-    if not file.exists():
-        record(file)
+    record(file)
     errors = [each["errors"] for each in json.loads(file.read_text())]
     last = sorted(curve[-1] for curve in errors)
     print(f"last errors: {last[0]:.2%}, {last[1]:.2%}, ..., {last[-1]:.2%}")

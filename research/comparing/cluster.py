@@ -27,7 +27,7 @@ from research.comparing.checkout import PROJECT
 from research.comparing.comparison import describe_machine
 from research.comparing.trainings import MOST_KILLS, Ended, Task, Trainers, trainings_at_a_time
 from research.errors import InputError, StorageError, one_line
-from research.files import replaced_atomically, storage_errors
+from research.files import read_object, replaced_atomically, storage_errors
 from research.recording.code import library_sha256
 from research.recording.run_directory import is_locked
 from research.recording.source import commit_of
@@ -125,8 +125,6 @@ class Cluster:
         self._address, self._threads, self._say, self._most = address, threads, say, most
         self._facts, self._secret = versions(), uuid.uuid4().hex
         self._token = folder.absolute() / _TOKEN
-        with storage_errors(self._token):
-            self._token.write_text(self._secret)
         self._stack = contextlib.ExitStack()
         self._client = self._stack.enter_context(_connected(address))
         self._workers, self._looked = dict[str, int](), 0.0
@@ -139,6 +137,8 @@ class Cluster:
         self._again: list[Task] = []
         self._is_waiting = False
         self._kills: Counter[Any] = Counter()
+        with storage_errors(self._token):  # after all that refuses
+            self._token.write_text(self._secret)
 
     @property
     def workers(self) -> int:
@@ -269,7 +269,8 @@ class Cluster:
             with contextlib.suppress(Exception):
                 sent.future.cancel()  # the worker stops the training, which saves a checkpoint
         self._stack.close()
-        self._token.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._token.unlink()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,10 +335,12 @@ def _connected(address: str) -> Iterator[Any]:
         )
     import distributed
 
+    place = address
+    if os.path.isfile(address):
+        place = str(read_object(Path(address)).get("address"))
     try:
-        where = {"scheduler_file" if os.path.isfile(address) else "address": address}
-        client = distributed.Client(**where, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
-    except (OSError, ValueError, TypeError) as error:
+        client = distributed.Client(place, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
+    except Exception as error:  # of many kinds: an address may be odd in many ways
         raise InputError(
             f"--scheduler {address}: no scheduler answers ({one_line(error)[:100]}); start one "
             "with `dask scheduler`, and give the address that it prints"

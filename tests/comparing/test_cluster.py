@@ -248,12 +248,16 @@ def test_other_versions_are_refused_by_name(
         Cluster(workers.scheduler_address, 1, tmp_path, print)
 
 
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "odd name", "file.json"])
 def test_a_scheduler_that_does_not_answer_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "_SECONDS_TO_CONNECT", 1)
-    with pytest.raises(InputError, match=r"--scheduler tcp:.*:9: no scheduler answers"):
-        Cluster("tcp://127.0.0.1:9", 1, tmp_path, print)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.json").write_text("no JSON")
+    with pytest.raises(InputError, match=rf"--scheduler {address}: no scheduler answers"):
+        Cluster(address, 1, tmp_path, print)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
 
 
 @pytest.mark.slow
