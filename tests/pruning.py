@@ -3,7 +3,7 @@
     python tests/pruning.py CURVES.json
 
 records the curves that CURVES.json does not have yet, and then replays them in ten orders: a small
-convolutional network, trained with the project's loop and settings drawn at random on 2,000
+convolutional network, trained with the project's loop and settings drawn at random on 1,000
 examples of MNIST, and validated 12 times on 2,000 others. The figures are in experiments/README.md.
 """
 
@@ -44,7 +44,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-SETTINGS, EPOCHS, EXAMPLES = 200, 12, 2000
+SETTINGS, EPOCHS = 200, 12
+EXAMPLES, HELD_OUT = 1000, 2000
 OVER = (
     *("learning_rate=0.1..10:log", "decay=constant,linear,cosine"),
     "dropout=0 0.25,0.25 0.5,0.4 0.6",
@@ -122,7 +123,7 @@ def record(file: Path) -> None:
     """Trains each setting that is missing once, with a seed of its own."""
     found: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
     experiment = dataclasses.replace(load_experiment(REFERENCE), build=build)
-    splits = hold_out(load_mnist(print).train.first(2 * EXAMPLES), EXAMPLES, 0)
+    splits = hold_out(load_mnist(print).train.first(EXAMPLES + HELD_OUT), HELD_OUT, 0)
     space = parse_space(OVER, Config, [], "mnist_cnn")
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder), space, ERROR, "random", 0)
@@ -130,7 +131,7 @@ def record(file: Path) -> None:
             words = words_of(space, journal.ask()[1])
             if seed < len(found):
                 continue
-            options = ["--epochs", str(EPOCHS), "--batch-size", "32", "--holdout", str(EXAMPLES)]
+            options = ["--epochs", str(EPOCHS), "--batch-size", "32", "--holdout", str(HELD_OUT)]
             config = parse(Config, [*options, *words, "--seed", str(seed)], experiment="small_cnn")
             found.append({"setting": words, "errors": curve(experiment, config, splits)})
             tf.keras.backend.clear_session()
