@@ -167,11 +167,12 @@ def replay(errors: Sequence[Sequence[float]], workers: int) -> tuple[list[float]
     """
     saved, above = [], []
     best, total = min(curve[-1] for curve in errors), sum(map(len, errors))
-    space = parse_space(OVER, Config, [], "mnist_cnn")
+    # Pruning does not look at settings; those of a grid need no drawing.
+    space = parse_space([f"learning_rate=0.1..10:log:{SETTINGS}"], Config, [], "mnist_cnn")
     for seed in range(10):
         order = np.random.default_rng(seed).permutation(len(errors))
         with tempfile.TemporaryDirectory() as folder:
-            journal = Journal(Path(folder), space, ERROR, "random", 0)
+            journal = Journal(Path(folder), space, ERROR, "grid", 0)
             done = replayed(journal, [errors[n] for n in order], workers)
             saved.append(1 - done / total)
             above.append(journal.study.best_value - best)
