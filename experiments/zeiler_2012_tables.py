@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from research.comparing.evidence import Outcome
+from research.comparing.evidence import Outcome, processors
+from research.comparing.page import mixture
 from research.config import Config, parse_options, require
 from research.errors import InputError
 from research.experiment import load
@@ -267,7 +268,9 @@ def run(screen: Screen) -> int:
     found = whole(study).outcomes()  # this command may ask for a part of the cells only
     if not any(begun(table, found) for table in TABLES):
         return status
-    text = "\n\n".join(as_markdown(table, found) for table in TABLES if begun(table, found))
+    parts = [as_markdown(table, found) for table in TABLES if begun(table, found)]
+    parts += [mixture(processors(study.directory / name for name in found))]
+    text = "\n\n".join(filter(None, parts))
     path, picture = asked.directory / "tables.md", asked.directory / "tables.png"
     with storage_errors(path), replaced_atomically(path) as partial:
         partial.write_text(f"{text}\n")

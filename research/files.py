@@ -181,6 +181,18 @@ def read_json(path: Path) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects in a file of JSON lines; a line that was cut off is left out."""
+    try:
+        lines = read_regular(path, LARGEST_JSON).splitlines()
+    except OSError:
+        return
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            if isinstance(found := json.loads(line), dict):
+                yield found
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """Reads a JSON object that users can edit; empty if it can't be read, or is no object."""
     with contextlib.suppress(OSError, ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 
 def printable(text: object) -> str:
@@ -56,3 +57,8 @@ def folded(parts: Iterable[str], columns: int | None, taken: int = 0, gap: str =
         else:
             lines.append(part)
     return lines
+
+
+def path_as_typed(path: Path | str) -> str:
+    """A path as a word of a command line, where a dash in front would make it an option."""
+    return f"./{path}" if str(path).startswith("-") else str(path)

@@ -280,7 +280,8 @@ class Runs:
 
         python -m research runs mnist_cnn --sort test
 
-    A comparison is one line; name its directory for its trainings. Looking disturbs no run at work.
+    A comparison or sweep is one line; name its directory for its trainings. Looking disturbs no run
+    at work.
     """
 
     where: Annotated[tuple[str, ...], tyro.conf.Positional] = ()

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from research.comparing.comparison import QUESTION, Comparison, json_lines
+from research.comparing.comparison import QUESTION, Comparison
 from research.comparing.question import is_number
-from research.files import remove_partial_files, storage_errors
+from research.files import json_lines, remove_partial_files, storage_errors
 from research.recording.metrics import NAME as METRICS
 from research.recording.tensorboard import TRAIN, VALIDATION, write_events
 

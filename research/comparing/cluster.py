@@ -18,8 +18,8 @@ import tempfile
 import time
 import uuid
 import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,8 @@ from research.comparing.checkout import PROJECT
 from research.comparing.comparison import describe_machine
 from research.comparing.trainings import MOST_KILLS, Ended, Task, Trainers, trainings_at_a_time
 from research.errors import InputError, StorageError, one_line
-from research.files import replaced_atomically, storage_errors
+from research.files import read_object, replaced_atomically, storage_errors
 from research.recording.code import library_sha256
-from research.recording.environment import cpu_name
 from research.recording.run_directory import is_locked
 from research.recording.source import commit_of
 
@@ -46,7 +45,8 @@ class Job:
     Attributes:
         task: the training.
         threads: number of threads.
-        token, secret: a file in the user's directory, and its content.
+        token, secret: a file in the user's directory, and its content, which is also the topic of
+            the events that tell of validations.
         code: the code to run, as a ZIP archive of the folder that holds ``task.root``.
         facts: the versions that the worker must have, see ``versions``.
     """
@@ -66,14 +66,12 @@ class Answer:
     Attributes:
         refused: the worker's address and why it can't run the training; None if it has.
         facts: of ``Ended``: status, seconds, peak_memory and whole.
-        processor: the worker's processor.
         files: the run directory and what the training printed, as a tar archive; empty where the
             user's directory has them.
     """
 
     refused: tuple[str, str] | None = None
     facts: tuple[int, float, int, bool] = (0, 0.0, 0, True)
-    processor: str = ""
     files: bytes = b""
 
 
@@ -97,7 +95,8 @@ def difference(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
         if there.get(name) != value:
             if name == "library":
                 return "the code in research/ is another one there; put the same code there"
-            return f"{name} is {there.get(name)} there, {value} here; put the same one there"
+            other = there.get(name) or "missing"
+            return f"{name} is {other} there, {value or 'missing'} here; put the same one there"
     return ""
 
 
@@ -123,21 +122,23 @@ class Cluster:
         say: Callable[[str], None],
         most: int | None = None,
     ) -> None:
-        self._threads, self._say, self._most = threads, say, most
+        self._address, self._threads, self._say, self._most = address, threads, say, most
         self._facts, self._secret = versions(), uuid.uuid4().hex
         self._token = folder.absolute() / _TOKEN
-        with storage_errors(self._token):
-            self._token.write_text(self._secret)
         self._stack = contextlib.ExitStack()
         self._client = self._stack.enter_context(_connected(address))
+        self._workers, self._looked = dict[str, int](), 0.0
+        self._refused: set[str] = set()
         _refuse_others(self._client, self._facts)
+        # Of each training, by its name, the lines on its validations by their numbers.
+        self._validations: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+        self._client.subscribe_topic(self._secret, self._hear)
         self._sent: dict[Any, _Sent] = {}
         self._again: list[Task] = []
         self._is_waiting = False
         self._kills: Counter[Any] = Counter()
-        self._refused: set[str] = set()
-        self._processors: set[str] = set()
-        self._workers, self._looked = dict[str, int](), 0.0
+        with storage_errors(self._token):  # after all that refuses
+            self._token.write_text(self._secret)
 
     @property
     def workers(self) -> int:
@@ -153,9 +154,37 @@ class Cluster:
 
     def _room(self) -> int:
         if time.monotonic() > self._looked + 1:
-            self._workers, self._looked = self._client.nthreads(), time.monotonic()
+            try:
+                there, known = self._client.nthreads(), self._workers
+                reasons = _refusals(self._client, self._facts, there.keys() - known.keys())
+            except OSError as error:
+                raise self._lost() from error
+            for worker, reason in reasons.items():
+                self._refuse(worker, reason)
+            self._workers = {w: n for w, n in there.items() if w in known or w in reasons}
+            self._looked = time.monotonic()
         there = sum(n for worker, n in self._workers.items() if worker not in self._refused)
         return there if self._most is None else min(there, self._most)
+
+    def _lost(self) -> StorageError:
+        return StorageError(
+            f"--scheduler {self._address}: it can't be reached any more; start it again, and give "
+            "the command again"
+        )
+
+    def _refuse(self, worker: str, reason: str) -> None:
+        if reason and worker not in self._refused:
+            self._refused.add(worker)
+            self._say(f"Worker {worker} is refused: {reason}")
+
+    def _hear(self, event: tuple[float, tuple[str, int, dict[str, Any]]]) -> None:
+        name, number, line = event[1]
+        self._validations[name][number] = line
+
+    def validations(self, key: Any) -> list[dict[str, Any]]:
+        """What a training that is running has recorded of its validations so far."""
+        there = self._validations[self._sent[key].task.name] if key in self._sent else {}
+        return list(there.values())
 
     def has_room(self) -> bool:
         """Whether another training can start; those that were lost come first."""
@@ -191,7 +220,7 @@ class Cluster:
             StorageError: if a training failed on the cluster, or the scheduler is gone.
         """
         if self._client.status != "running":
-            raise StorageError("the scheduler can't be reached; give the command again")
+            raise self._lost()
         while self._again and len(self._sent) < self._room():
             self.start(self._again.pop(0))
         if not self._room() and not self._is_waiting:
@@ -216,28 +245,18 @@ class Cluster:
 
     def _ended(self, future: Any, task: Task) -> Ended | None:
         """The end of a training; None if it is to be sent out again."""
-        import distributed
-
         if future.status != "finished":
             error = None if future.cancelled() else future.exception()
-            killed = error is None or isinstance(error, distributed.scheduler.KilledWorker)
             self._kills[task.key] += 1
-            if not killed or self._kills[task.key] == MOST_KILLS:
+            self._looked = 0.0  # perhaps by a worker that has joined just now, with other code
+            if self._kills[task.key] == MOST_KILLS:
                 reason = one_line(error) if error else "lost by the scheduler"
                 raise StorageError(f"{task.name}: {reason[:300]}; give the command again")
             return None
         answer = future.result()
         if answer.refused is not None:
-            worker, reason = answer.refused
-            if worker not in self._refused:
-                self._say(f"Worker {worker} is refused: {reason}")
-            self._refused.add(worker)
+            self._refuse(*answer.refused)
             return None
-        self._processors.add(answer.processor)
-        if len(self._processors) == 2 and answer.processor:
-            kinds = "; ".join(sorted(self._processors))
-            self._say(f"Mixed processors ({kinds}): equal trainings may differ in their last bits.")
-            self._processors.add("")  # said once
         if answer.files:
             _unpack(answer.files, task)
         return Ended(task, *answer.facts)
@@ -250,7 +269,8 @@ class Cluster:
             with contextlib.suppress(Exception):
                 sent.future.cancel()  # the worker stops the training, which saves a checkpoint
         self._stack.close()
-        self._token.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._token.unlink()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,10 +335,12 @@ def _connected(address: str) -> Iterator[Any]:
         )
     import distributed
 
+    place = address
+    if os.path.isfile(address):
+        place = str(read_object(Path(address)).get("address"))
     try:
-        where = {"scheduler_file" if os.path.isfile(address) else "address": address}
-        client = distributed.Client(**where, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
-    except (OSError, ValueError, TypeError) as error:
+        client = distributed.Client(place, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
+    except Exception as error:  # of many kinds: an address may be odd in many ways
         raise InputError(
             f"--scheduler {address}: no scheduler answers ({one_line(error)[:100]}); start one "
             "with `dask scheduler`, and give the address that it prints"
@@ -336,12 +358,24 @@ def _refuse_others(client: Any, facts: Mapping[str, Any]) -> None:
     Raises:
         InputError: with the worker's name.
     """
-    for worker, found in client.run(own_versions, on_error="return").items():
-        reason = "research can't be imported there; install the project there"
-        if not isinstance(found, BaseException):
-            reason = difference(facts, found)
+    for worker, reason in _refusals(client, facts, client.nthreads()).items():
         if reason:
             raise InputError(f"worker {worker}: {reason}")
+
+
+def _refusals(client: Any, facts: Mapping[str, Any], workers: Iterable[str]) -> dict[str, str]:
+    """Why each worker can't run trainings, empty if it can; without those that don't answer."""
+    reasons = {}
+    found = client.run(own_versions, workers=list(workers), on_error="return") if workers else {}
+    for worker, there in found.items():
+        if isinstance(there, OSError):
+            continue  # it has just died
+        reasons[worker] = (
+            "research can't be imported there; install the project there"
+            if isinstance(there, BaseException)
+            else difference(facts, there)
+        )
+    return reasons
 
 
 def run_here(job: Job) -> Answer:
@@ -366,11 +400,16 @@ def run_here(job: Job) -> Answer:
             time.sleep(0.5)
         with Trainers(1, job.threads, folder) as trainers:
             trainers.start(task)
+            told = 0
             while not (ended := trainers.wait(0.5)):
                 if _is_cancelled(worker, key):
                     return Answer()
+                found = trainers.validations(task.key)
+                for number, line in enumerate(found[told:], told):
+                    worker.log_event(job.secret, [task.name, number, line])
+                told = len(found)
         facts = (ended[0].status, ended[0].seconds, ended[0].peak_memory, ended[0].whole)
-        return Answer(None, facts, cpu_name(), b"" if shared else _packed_run(task))
+        return Answer(None, facts, b"" if shared else _packed_run(task))
 
 
 def _is_cancelled(worker: Any, key: str) -> bool:

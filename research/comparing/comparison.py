@@ -21,13 +21,7 @@ from research.comparing.question import Declared, Metric
 from research.comparing.rule import rule_of
 from research.comparing.trainings import Ended, Task
 from research.errors import InputError, StorageError, one_line
-from research.files import (
-    LARGEST_JSON,
-    read_regular,
-    read_sealed_json,
-    sha256,
-    storage_errors,
-)
+from research.files import json_lines, read_sealed_json, sha256, storage_errors
 from research.processor import vector_extensions
 from research.recording.code import library_sha256
 from research.recording.environment import PACKAGES, version
@@ -363,15 +357,3 @@ def step_milliseconds(run: Path) -> float | None:
         if line.get("speed/examples_per_second")
     ]
     return statistics.median(speeds) if speeds else None
-
-
-def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects in a file of JSON lines; a line that was cut off is left out."""
-    try:
-        lines = read_regular(path, LARGEST_JSON).splitlines()
-    except OSError:
-        return
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            if isinstance(found := json.loads(line), dict):
-                yield found

@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,15 @@ from research.comparing.question import Metric, is_number
 from research.comparing.rule import Forecast, Judgement, Rule, forecast, interval, judge
 from research.data.dataset import HOLDOUT
 from research.errors import InputError, one_line
-from research.files import is_regular, open_regular, read_json, read_sealed_json, sha256
+from research.files import (
+    as_object,
+    is_regular,
+    open_regular,
+    read_json,
+    read_object,
+    read_sealed_json,
+    sha256,
+)
 from research.recording.run_directory import FINISHED, NON_FINITE
 
 import h5py
@@ -116,6 +125,24 @@ def weights_sha256(h5: Path) -> str:
     for _, content in sorted(arrays):
         digest.update(content)
     return digest.hexdigest()
+
+
+def processors(runs: Iterable[Path]) -> dict[str, int]:
+    """The number of trainings on each kind of processor, the most frequent kind first.
+
+    A kind is named by the processor, and by those of its extensions and of the environment
+    variables for TensorFlow that not all kinds have.
+    """
+    found: Counter[tuple[str, frozenset[str]]] = Counter()
+    for run in runs:
+        about = read_object(run / "environment.json")
+        flags = [f"{name}={value}" for name, value in as_object(about.get("flags")).items()]
+        own = frozenset([*map(str, about.get("extensions") or []), *flags])
+        found[str(about.get("cpu") or "unknown"), own] += 1
+    common = frozenset.intersection(*(own for _, own in found)) if found else frozenset()
+    return {
+        " ".join([name, *sorted(own - common)]): count for (name, own), count in found.most_common()
+    }
 
 
 def numbers(found: Mapping[str, Any]) -> dict[str, float]:

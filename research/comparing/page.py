@@ -412,15 +412,30 @@ def _took(found: Mapping[str, Any]) -> str:
     packages = [f"{k} {v}" for k, v in question["packages"].items() if v is not None]
     variables = [_code(f"{k}={v}") for k, v in question["variables"].items()]
     threads = counted(question["threads"], "thread")
+    kinds: Mapping[str, int] = found.get("processors", {})
+    processor = f"Processor: {name}{extension}, {cost['cores']} cores"
+    if len(kinds) == 1 and question["processor_name"] not in kinds:
+        processor = f"Processor: {printable(next(iter(kinds)))}, of a cluster"
     items = [
         f"Trainings: {duration(seconds)} of this comparison's own, added up; {workers} at a time, "
         f"{threads} each",
-        f"Processor: {name}{extension}, {cost['cores']} cores",
+        mixture(kinds) or processor,
         f"Versions: {', '.join(['Python ' + question['python'], *packages])}",
     ]
     if variables:
         items.append(f"Environment: {', '.join(variables)}")
     return "\n".join(f"- {item}" for item in items)
+
+
+def mixture(kinds: Mapping[str, int]) -> str:
+    """A sentence about trainings on several kinds of processors; empty if there is one kind."""
+    if len(kinds) < 2:
+        return ""
+    each = ", ".join(f"{printable(kind)} ({count})" for kind, count in kinds.items())
+    return (
+        f"The trainings ran on {len(kinds)} kinds of processors, so that equal ones may differ in "
+        f"their last bits: {each}."
+    )
 
 
 def _code_difference(found: Mapping[str, Any], number: int) -> str:

@@ -23,7 +23,6 @@ from research.comparing.comparison import (
     Comparison,
     describe_machine,
     files_sha256,
-    json_lines,
     step_milliseconds,
 )
 from research.comparing.evidence import numbers
@@ -45,6 +44,7 @@ from research.data.mnist import load_mnist
 from research.errors import InputError, one_line
 from research.files import (
     is_regular,
+    json_lines,
     read_json,
     read_sealed_json,
     storage_errors,

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from research.comparing.comparison import Comparison, Cost
-from research.comparing.evidence import Finding, Outcome, Pair, consider, mean_and_sd
+from research.comparing.evidence import (
+    Finding,
+    Outcome,
+    Pair,
+    consider,
+    mean_and_sd,
+    processors,
+)
 from research.comparing.question import Metric
 from research.comparing.rule import Rule
 from research.comparing.trainings import cores_here
@@ -44,6 +51,12 @@ def verdict(comparison: Comparison, workers: int, most_pairs: int) -> dict[str, 
         | {"command": command(comparison, number)}
         for number, arm in enumerate(comparison.arms)
     ]
+    runs = [
+        comparison.run(arm, pair.seed)
+        for pair in pairs[:counted]
+        for arm, outcome in enumerate(pair.outcomes)
+        if outcome is not None
+    ]
     return {
         "question": question | {"arms": arms, "most_pairs": most_pairs},
         **found,
@@ -51,6 +64,7 @@ def verdict(comparison: Comparison, workers: int, most_pairs: int) -> dict[str, 
             code_difference(comparison, number) for number in range(1, len(arms))
         ],
         "reused_baseline_seeds": reused,
+        "processors": processors(runs),
         "cost": cost(costs, len(arms), workers),
     }
 

@@ -18,7 +18,10 @@ from typing import IO, Any
 
 from research.comparing import serve
 from research.errors import InputError, StorageError
+from research.files import json_lines, storage_errors
 from research.recording.environment import cores
+from research.recording.metrics import NAME as METRICS
+from research.recording.metrics import VALIDATION
 
 # A training that was killed so often in a row is not repeated any more.
 MOST_KILLS = 5
@@ -101,17 +104,24 @@ class Trainers:
         waiting = {task.key: 0.0 for task in self._again}
         return waiting | {each.task.key: now - each.begun for each in self._running.values()}
 
+    def validations(self, key: Any) -> list[dict[str, Any]]:
+        """What a training that is running has recorded of its validations so far."""
+        runs = [each.task.run for each in self._running.values() if each.task.key == key]
+        lines = [line for run in runs for line in json_lines(run / METRICS)]
+        return [line for line in lines if line.get("split") == VALIDATION]
+
     def has_room(self) -> bool:
         """Whether another training can start; those that were killed come first."""
         return not self._again and self._has_place()
 
     def _has_place(self) -> bool:
         now = time.monotonic()
-        # Trainings of a server that was killed stop by themselves, a little later.
+        # Trainings of a server that was killed stop by themselves, a little later. Until then
+        # they may still create the run directories that they are to be resumed from.
         self._orphans = {
             p: until for p, until in self._orphans.items() if _lives(p) and now < until
         }
-        return len(self._running) + len(self._orphans) < self.workers
+        return not self._orphans and len(self._running) < self.workers
 
     def start(self, task: Task) -> None:
         """Starts a training, or resumes it if its run directory exists."""
@@ -234,7 +244,9 @@ class _Server:
         environment["PYTHONPATH"] = os.pathsep.join(
             filter(None, [str(root), os.environ.get("PYTHONPATH")])
         )
-        with self.log.open("ab") as log:
+        with storage_errors(self.log):
+            log = self.log.open("ab")
+        with log:
             self._process = subprocess.Popen(
                 [sys.executable, serve.__file__, str(root), *([] if lock is None else [str(lock)])],
                 env=environment,

@@ -9,6 +9,7 @@ from typing import Literal
 
 from research.comparing.question import Metric
 from research.errors import InputError, one_line
+from research.files import storage_errors
 from research.sweeping.space import Dimension, Setting, Value, grid
 
 import numpy as np
@@ -45,6 +46,7 @@ class Journal:
 
     Raises:
         InputError: if the journal can't be read.
+        StorageError: by all methods, if it can't be written.
     """
 
     def __init__(
@@ -58,19 +60,20 @@ class Journal:
             "minimize" if metric.worse > 0 else "maximize"
         )
         self._worst = metric.worse * float("inf")
-        path = folder / JOURNAL
+        path = self._path = folder / JOURNAL
         try:
-            _mend(path)
-            self.study = optuna.create_study(
-                storage=JournalStorage(JournalFileBackend(str(path))),
-                study_name=STUDY,
-                direction=self._direction,
-                pruner=optuna.pruners.SuccessiveHalvingPruner(
-                    min_resource=_HALVING, reduction_factor=_HALVING
-                ),
-                load_if_exists=True,
-            )
-        except (ValueError, KeyError, OSError) as error:
+            with storage_errors(path):
+                _mend(path)
+                self.study = optuna.create_study(
+                    storage=JournalStorage(JournalFileBackend(str(path))),
+                    study_name=STUDY,
+                    direction=self._direction,
+                    pruner=optuna.pruners.SuccessiveHalvingPruner(
+                        min_resource=_HALVING, reduction_factor=_HALVING
+                    ),
+                    load_if_exists=True,
+                )
+        except (ValueError, KeyError) as error:
             raise InputError(
                 f"{path}: the journal can't be read ({one_line(error)[:100]}); delete it, and the "
                 "trials are asked for again"
@@ -93,13 +96,11 @@ class Journal:
             draw.add_trials(before)
             drawn = draw.ask(self._distributions).params
             setting = {each.name: each.rounded(drawn[each.name]) for each in self._space}
-        self.study.add_trial(
-            create_trial(
-                state=TrialState.RUNNING,
-                params=setting,
-                distributions=self._distributions,
-            )
+        trial = create_trial(
+            state=TrialState.RUNNING, params=setting, distributions=self._distributions
         )
+        with storage_errors(self._path):
+            self.study.add_trial(trial)
         return len(before), setting
 
     def _sampler_of(self, number: int) -> BaseSampler:
@@ -111,7 +112,9 @@ class Journal:
 
     def tell(self, number: int, value: float | None) -> None:
         """Ends a trial with its figure; None for a training that became non-finite."""
-        self.study.tell(number, self._worst if value is None else value, skip_if_finished=True)
+        told = self._worst if value is None else value
+        with storage_errors(self._path):
+            self.study.tell(number, told, skip_if_finished=True)
 
     def report(self, number: int, step: int, value: float) -> bool:
         """Records what a validation says; returns whether the trial is to be given up.
@@ -120,12 +123,14 @@ class Journal:
         Tuning", 2020): after 2, 4, 8 ... validations, the best half of those seen so far goes on.
         """
         trial = Trial(self.study, self.trials()[number]._trial_id)
-        trial.report(value, step)
-        return trial.should_prune()
+        with storage_errors(self._path):
+            trial.report(value, step)
+            return trial.should_prune()
 
     def give_up(self, number: int) -> None:
         """Ends a trial that is not worth its time."""
-        self.study.tell(number, state=TrialState.PRUNED)
+        with storage_errors(self._path):
+            self.study.tell(number, state=TrialState.PRUNED)
 
     def importances(self) -> dict[str, float]:
         """How much each option decides whether a setting is among the better ones; sums to 1.

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from research.comparing.evidence import mean_and_sd
-from research.comparing.page import shown, with_sd
+from research.comparing.evidence import mean_and_sd, processors
+from research.comparing.page import mixture, shown, with_sd
 from research.comparing.question import Metric
 from research.printable import counted
 from research.sweeping.journal import Journal
@@ -23,13 +22,14 @@ from rich.text import Text
 _MOST_ROWS = 10
 
 
-def results(sweep: Sweep, journal: Journal) -> dict[str, Any]:
+def results(sweep: Sweep, journal: Journal, trials: int) -> dict[str, Any]:
     """Everything that is known about a sweep so far, as JSON values.
 
     ``settings`` has each setting once, the best first: ``trial`` (the first that had it),
     ``options``, ``values`` by option, ``figures`` by seed (None for a training that became
     non-finite), ``mean`` and ``sd``, None unless all seeds are finite. Settings that were given up
-    are counted in ``pruned``.
+    are counted in ``pruned``. Of the ``trials`` that were asked for, ``ended`` have ended.
+    ``status`` is ``running``; who stops or finishes the sweep changes that.
     """
     metric = sweep.metric
     rows: list[dict[str, Any]] = []
@@ -59,6 +59,12 @@ def results(sweep: Sweep, journal: Journal) -> dict[str, Any]:
         "seeds": len(sweep.seeds),
         "settings": rows,
         "pruned": pruned,
+        "trials": trials,
+        "ended": sum(trial.state.is_finished() for trial in journal.trials()),
+        "status": "running",
+        "processors": processors(
+            sweep.run(row["trial"], seed) for row in rows for seed in sweep.seeds
+        ),
         "importances": journal.importances(),
     }
 
@@ -98,7 +104,7 @@ def summary(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"Importance of each option (PED-ANOVA, sums to 1): {each}")
     else:
         lines.append("Importance of each option: fewer than four settings with different figures.")
-    return lines
+    return [*lines, *filter(None, [mixture(found["processors"])])]
 
 
 def page(found: Mapping[str, Any], command: str, verdict: str) -> str:
@@ -141,17 +147,3 @@ def optimism(found: Mapping[str, Any], unseen: Sequence[float], reserve: int) ->
         f"{shown(mean, metric)} on the {reserve:,} that no trial saw; optimism of the selection: "
         f"{optimism}."
     )
-
-
-def command(sweep: Sweep, trials: int | None, directory: Path | None = None) -> str:
-    """The command that does a sweep again, or goes on with it."""
-    fields = sweep.fields
-    words = ["python", "-m", "research", "sweep", fields["experiment"], "--over", *fields["over"]]
-    words += ["--sampler", fields["sampler"], "--sampler-seed", str(fields["sampler_seed"])]
-    words += [] if trials is None else ["--trials", str(trials)]
-    words += ["--seeds", str(fields["seeds"]), "--metric", fields["metric"]]
-    words += ["--reserve", str(fields["reserve"])]
-    words += ["--prune"] if fields["prune"] else []
-    words += ["--threads", str(fields["threads"])] if fields["threads"] != 1 else []
-    words += [] if directory is None else ["--directory", str(directory)]
-    return shlex.join([*words, "--", *fields["options"]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from research.comparing.question import Metric
 from research.comparing.trainings import Task
 from research.errors import InputError, one_line
 from research.files import read_sealed_json, storage_errors
+from research.printable import path_as_typed
 from research.recording.code import library_sha256
 from research.recording.run_directory import CODE
 from research.sweeping.space import Dimension, Setting, words_of
@@ -186,3 +188,19 @@ def create(
     }
     directory = directory or free_directory(SWEEPS, declared.experiment.stem)
     return Sweep(plan.create_directory(directory, DECLARED, fields), fields, space)
+
+
+def command(
+    fields: Mapping[str, Any], trials: int | None = None, directory: Path | None = None
+) -> str:
+    """The command that does a sweep with these fields again, or goes on with it."""
+    experiment = path_as_typed(fields["experiment"])
+    words = ["python", "-m", "research", "sweep", experiment, "--over", *fields["over"]]
+    words += ["--sampler", fields["sampler"], "--sampler-seed", str(fields["sampler_seed"])]
+    words += [] if trials is None else ["--trials", str(trials)]
+    words += ["--seeds", str(fields["seeds"]), "--metric", fields["metric"]]
+    words += ["--reserve", str(fields["reserve"])]
+    words += ["--prune"] if fields["prune"] else []
+    words += ["--threads", str(fields["threads"])] if fields["threads"] != 1 else []
+    words += [] if directory is None else ["--directory", path_as_typed(directory)]
+    return shlex.join([*words, "--", *fields["options"][:-3]])  # --reserve stands in front

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from research.comparing.cluster import Engine
-from research.comparing.comparison import json_lines
 from research.comparing.pairs import last_words
 from research.comparing.trainings import Task
 from research.errors import StorageError
@@ -44,7 +44,7 @@ def train(sweep: Sweep, journal: Journal, trainers: Engine, trials: int) -> Iter
                 raise StorageError(why)
         if sweep.fields["prune"]:
             for trial, seed in trainers.running:
-                if work.is_hopeless(trial, seed):
+                if work.is_hopeless(trial, seed, trainers.validations((trial, seed))):
                     trainers.stop((trial, seed))
 
 
@@ -107,13 +107,11 @@ class _Work:
             ended.append(number)
         return ended
 
-    def is_hopeless(self, trial: int, seed: int) -> bool:
+    def is_hopeless(self, trial: int, seed: int, found: Sequence[dict[str, Any]]) -> bool:
         """Whether a training's validations so far are too bad to go on; then its trial ends."""
         if seed != self._sweep.seeds[0] or trial not in self.open:
             return False
         told = len(self._journal.trials()[trial].intermediate_values)
-        lines = json_lines(self._sweep.run(trial, seed) / "metrics.jsonl")
-        found = [line for line in lines if line.get("split") == "validation"]
         for number, line in enumerate(found[told:], told + 1):
             value = self._sweep.metric.of(line)
             if value is not None and self._journal.report(trial, number, value):

@@ -15,6 +15,7 @@ from research.comparing.checkout import commit_named
 from research.comparing.cluster import Engine, engine, room_for
 from research.comparing.comparison import Comparison, find, lock_comparison
 from research.comparing.page import (
+    mixture,
     page,
     sentence,
     shown,
@@ -149,6 +150,8 @@ def _leave(asked: Compare, there: Comparison, found: dict[str, Any], screen: Scr
         print(json.dumps(found, indent=2))
         return
     _show(found, screen)
+    if mixed := mixture(found["processors"]):
+        screen.say(mixed)
     if found["pairs"]:
         screen.say(f"The page for people: {there.path / 'verdict.md'}")
     if bands is not None:

@@ -18,6 +18,8 @@ from research.printable import counted, duration, folded, printable
 from research.recording.summary import Summary, is_run, summarize
 from research.screen import Screen
 from research.stderr import show_error
+from research.sweeping.summary import SweepSummary, summarize_sweep
+from research.sweeping.sweep import DECLARED
 from research.verbs import Runs, RunStatus
 
 from rich.cells import cell_len
@@ -27,7 +29,7 @@ from rich.text import Text
 RUNS = Path("runs")
 # From this width on a run's options have a column of their own.
 WIDE = 110
-Found = Summary | ComparisonSummary
+Found = Summary | ComparisonSummary | SweepSummary
 STYLES = {
     **{"running": "bold cyan", "finished": "green", "stopped": "magenta", "killed": "magenta"},
     **{"failed": "bold red", "damaged": "bold red"},
@@ -41,20 +43,23 @@ def run(asked: Runs, screen: Screen) -> None:
         InputError: if a name is no folder and no experiment with runs.
     """
     paths = [_folder(name) for name in asked.where] or [RUNS]
-    runs, comparisons, unreadable = find(paths)
+    runs, comparisons, sweeps, unreadable = find(paths)
     for error in unreadable:
         show_error(f"{error.filename}: left out, it can't be read ({error.strerror})")
     found: list[Found] = [_summarize(path) for path in runs]
     found += [summarize_comparison(path) for path in comparisons]
+    found += [summarize_sweep(path) for path in sweeps]
     # A run that is being created has another name a moment later.
     found = [each for each in found if os.path.isdir(_place(each))]
     shown = chosen(found, asked)
     of_runs = [each for each in shown if isinstance(each, Summary)]
     of_comparisons = [each for each in shown if isinstance(each, ComparisonSummary)]
+    of_sweeps = [each for each in shown if isinstance(each, SweepSummary)]
     if asked.json:
         facts = {
             "runs": [_plain(each) for each in of_runs],
             "comparisons": [_plain(each) for each in of_comparisons],
+            "sweeps": [_plain(each) for each in of_sweeps],
         }
         print(json.dumps(facts, indent=2))
         return
@@ -70,6 +75,8 @@ def run(asked: Runs, screen: Screen) -> None:
         screen.console.print(run_table(of_runs, screen.console.width))
     if of_comparisons:
         screen.console.print(comparison_table(of_comparisons, screen.console.width))
+    if of_sweeps:
+        screen.console.print(sweep_table(of_sweeps, screen.console.width))
     if waiting := [each for each in shown if each.go_on and each.status != "running"]:
         screen.say("To go on:")
         for each in waiting:
@@ -80,8 +87,8 @@ def run(asked: Runs, screen: Screen) -> None:
 
 def _no_match(found: Sequence[Found]) -> str:
     """Says that no run is as asked, and what runs there are."""
-    number = sum(isinstance(each, Summary) for each in found)
-    there = [(number, "run"), (len(found) - number, "comparison")]
+    kinds = {"run": Summary, "comparison": ComparisonSummary, "sweep": SweepSummary}
+    there = [(sum(isinstance(e, kind) for e in found), noun) for noun, kind in kinds.items()]
     numbers = " and ".join(counted(n, noun) for n, noun in there if n)
     names = ", ".join(sorted({name for each in found for name in _experiments(each)} - {""}))
     verb = "is" if len(found) == 1 else "are"
@@ -89,12 +96,15 @@ def _no_match(found: Sequence[Found]) -> str:
 
 
 def _summarize(run: Path) -> Summary:
-    """Summarizes a run; the command for a training of a comparison is the comparison's."""
+    """Summarizes a run; the command for a training of a comparison or sweep is that one's."""
     found = summarize(run)
     directory = run.absolute().parent.parent
     if found.go_on and (directory / QUESTION).is_file():
         comparison = summarize_comparison(Path(os.path.relpath(directory)))
         found = dataclasses.replace(found, go_on=comparison.go_on)
+    if found.go_on and (directory / DECLARED).is_file():
+        sweep = summarize_sweep(Path(os.path.relpath(directory)))
+        found = dataclasses.replace(found, go_on=sweep.go_on)
     return found
 
 
@@ -105,15 +115,18 @@ def _folder(name: str) -> Path:
     raise InputError(f"{name}: no such folder, and no runs/{name}; name one that has runs in it")
 
 
-def find(paths: Sequence[Path]) -> tuple[list[Path], list[Path], list[OSError]]:
+def find(
+    paths: Sequence[Path],
+) -> tuple[list[Path], list[Path], list[Path], list[OSError]]:
     """Finds runs in folders and in those that links lead to, each once.
 
     Returns:
-        The run directories, the comparisons (of one that is named: its runs instead), and why
-        folders can't be read.
+        The run directories, the comparisons and the sweeps (of one that is named: its runs
+        instead), and why folders can't be read.
     """
     runs: dict[Path, Path] = {}
     comparisons: dict[Path, Path] = {}
+    sweeps: dict[Path, Path] = {}
     unreadable: list[OSError] = []
     for path in paths:
         seen = set()  # a link may lead back
@@ -123,13 +136,15 @@ def find(paths: Sequence[Path]) -> tuple[list[Path], list[Path], list[OSError]]:
             folders.sort()
             if QUESTION in files and folder != path:
                 comparisons.setdefault(real, folder)
+            elif DECLARED in files and folder != path:
+                sweeps.setdefault(real, folder)
             elif is_run(folder, names):
                 runs.setdefault(real, folder)
             elif real not in seen:
                 seen.add(real)
                 continue
             folders.clear()
-    return list(runs.values()), list(comparisons.values()), unreadable
+    return list(runs.values()), list(comparisons.values()), list(sweeps.values()), unreadable
 
 
 def chosen(found: Sequence[Found], asked: Runs) -> list[Found]:
@@ -211,6 +226,24 @@ def comparison_table(comparisons: Sequence[ComparisonSummary], width: int) -> Ta
         for each in comparisons
     ]
     return _table("Comparisons", {"comparison": cells, **columns}, between=True)
+
+
+def sweep_table(sweeps: Sequence[SweepSummary], width: int) -> Table:
+    """The sweeps as rows: directory, best setting and options, status, trials, when."""
+    columns = {
+        "status": [Text(each.status, STYLES[each.status]) for each in sweeps],
+        "trials": [Text(f"{each.trials}/{each.of}" if each.of else "") for each in sweeps],
+        "when": _times(sweeps, width >= WIDE)["when"],
+    }
+    room = _room(columns, width)
+    cells = []
+    for each in sweeps:
+        setting, _, figure = each.best.rpartition(": ")
+        parts = [f"{setting}:", f"{figure},"] if setting else []
+        parts += [*each.experiments, *(["over", *each.over] if each.over else [each.reason])]
+        about = "\n".join(folded(map(printable, parts), room, gap=" "))
+        cells.append(Text("\n").join([_path(each.directory, room), Text(about)]))
+    return _table("Sweeps", {"sweep": cells, **columns}, between=True)
 
 
 def _table(title: str, columns: Mapping[str, Sequence[Text]], between: bool) -> Table:

@@ -21,14 +21,23 @@ from research.data.dataset import Dataset, hold_out
 from research.errors import InputError
 from research.experiment import Experiment
 from research.files import replaced_atomically, storage_errors, write_json
-from research.printable import counted, duration
+from research.printable import counted, duration, path_as_typed
 from research.results.evaluation import evaluate
 from research.results.export import load_h5
 from research.screen import Screen
 from research.signals import StopRequest
 from research.study import progress_bar
 from research.sweeping.space import grid, parse_space
-from research.sweeping.sweep import RESERVE_SEED, RESULTS, VERDICT, Declared, Sweep, create, find
+from research.sweeping.sweep import (
+    RESERVE_SEED,
+    RESULTS,
+    VERDICT,
+    Declared,
+    Sweep,
+    command,
+    create,
+    find,
+)
 from research.tools import compare
 from research.tools.load_experiment import load_experiment
 from research.verbs import Compare
@@ -130,18 +139,19 @@ def _train(asked: Asked, there: Sweep, trials: int, lock: int, screen: Screen) -
             *(asked.scheduler, asked.workers, fields["threads"], there.path, lock, screen.say)
         ) as trainers,
     ):
-        bar = progress.add_task("trials", total=trials)
+        found = results(there, journal, trials)
+        bar = progress.add_task("trials", total=trials, completed=found["ended"])
         for ended in train(there, journal, trainers, trials):
-            found = results(there, journal) if ended else {}
+            if ended:
+                found = results(there, journal, trials)
+                write_json(there.path / RESULTS, found)
+                progress.update(bar, completed=found["ended"])
             for number in ended:
                 screen.say(_line(found, number, there))
-            told = sum(trial.state.is_finished() for trial in journal.trials())
-            progress.update(bar, completed=told)
             if stop.is_set():
                 break
-    found = results(there, journal)
-    write_json(there.path / RESULTS, found)
     if stop.is_set():
+        write_json(there.path / RESULTS, found | {"status": "stopped"})
         screen.say(f"Stopped by {stop}; the same command goes on.")
         raise SystemExit(stop.exit_status)
     return found
@@ -169,31 +179,33 @@ def _leave(
 ) -> None:
     """Shows the settings, writes them, and compares the best one."""
     from research.sweeping.picture import draw
-    from research.sweeping.report import command, optimism, page, result_table, summary
+    from research.sweeping.report import optimism, page, result_table, summary
 
     screen.console.print(result_table(found))
     for line in summary(found):
         screen.say(line)
     if not found["settings"] or found["settings"][0]["mean"] is None:
         screen.say("No setting has a finite figure: try lower learning rates, or more --trials.")
+        write_json(there.path / RESULTS, found | {"status": "finished"})
         return
     _write(there.path / "sweep.png", draw(found, there.space))
-    board = shlex.join(["python", "-m", "research", "board", str(there.path)])
+    board = shlex.join(["python", "-m", "research", "board", path_as_typed(there.path)])
     screen.say(f"Every training, and a row for each setting in HParams: {board}")
-    said = []
+    said, found["status"] = [], "stopped"
     if (unseen := _unseen(there, found, data)) is not None:
         found["unseen"] = {"examples": asked.reserve, "figures": unseen}
         said.append(optimism(found, unseen, asked.reserve))
         screen.say(said[0])
     try:
         _judge(asked, experiment, there, found["settings"][0]["options"], screen)
+        found["status"] = "finished"
     finally:
         if os.path.isfile(there.path / VERDICT / "verdict.json"):
             judged = read_verdict(there.path / VERDICT)
             found["verdict"] = {k: judged[k] for k in ("findings", "results")}
             said += [sentence(judged, number) for number in range(len(judged["findings"]))]
         write_json(there.path / RESULTS, found)
-        text = page(found, command(there, asked.trials), "\n\n".join(said))
+        text = page(found, command(there.fields, asked.trials), "\n\n".join(said))
         _write(there.path / "sweep.md", text.encode())
     screen.say(f"The page for people: {there.path / 'sweep.md'}")
 
@@ -242,7 +254,8 @@ def command_of(final: Compare) -> str:
     words = ["python", "-m", "research", "compare", *final.arms, "--metric", str(final.metric)]
     words += ["--most-pairs", str(final.most_pairs), "--first-seed", str(final.first_seed)]
     words += ["--threads", str(final.threads)] if final.threads != 1 else []
-    return shlex.join([*words, "--directory", str(final.directory), "--", *final.options])
+    words += [] if final.directory is None else ["--directory", path_as_typed(final.directory)]
+    return shlex.join([*words, "--", *final.options])
 
 
 def _unseen(there: Sweep, found: Mapping[str, Any], data: Dataset) -> list[float] | None:

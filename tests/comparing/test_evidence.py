@@ -6,7 +6,15 @@ import json
 import shutil
 from pathlib import Path
 
-from research.comparing.evidence import Outcome, Pair, consider, read_outcome, weights_sha256
+from research.comparing.evidence import (
+    Outcome,
+    Pair,
+    consider,
+    processors,
+    read_outcome,
+    weights_sha256,
+)
+from research.comparing.page import mixture
 from research.comparing.question import Metric
 from research.comparing.rule import Rule, judge
 from research.errors import InputError
@@ -106,6 +114,29 @@ def test_a_run_is_read_as_it_ended(finished_run: Path, tmp_path: Path) -> None:
         read_outcome(copy)
     (copy / "finished.json").unlink()
     assert read_outcome(copy) is None
+
+
+def test_trainings_on_several_kinds_of_processors_are_told(tmp_path: Path) -> None:
+    kinds = [
+        {"cpu": "A", "extensions": ["avx2"], "flags": {"OMP_NUM_THREADS": "1"}},
+        {"cpu": "B", "extensions": ["avx2", "avx512f"], "flags": {"OMP_NUM_THREADS": "1"}},
+        {"cpu": "B", "extensions": ["avx2", "avx512f"], "flags": {"ONEDNN_MAX_CPU_ISA": "AVX2"}},
+    ]
+    runs = [tmp_path / str(number) for number in range(6)]
+    for run, kind in zip(runs, [0, 1, 1, 1, 2, 2], strict=True):
+        run.mkdir()
+        (run / "environment.json").write_text(json.dumps(kinds[kind]))
+    assert processors(runs[1:4]) == {"B": 3}
+    assert mixture(processors(runs[1:4])) == ""
+    assert processors(runs) == {
+        "B OMP_NUM_THREADS=1 avx512f": 3,
+        "B ONEDNN_MAX_CPU_ISA=AVX2 avx512f": 2,
+        "A OMP_NUM_THREADS=1": 1,
+    }
+    assert mixture(processors(runs[2:5])) == (
+        "The trainings ran on 2 kinds of processors, so that equal ones may differ in their last "
+        "bits: B OMP_NUM_THREADS=1 (2), B ONEDNN_MAX_CPU_ISA=AVX2 (1)."
+    )
 
 
 def test_the_digest_of_weights_is_of_the_weights_alone(finished_run: Path, tmp_path: Path) -> None:

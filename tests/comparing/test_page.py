@@ -302,6 +302,18 @@ def test_the_page_says_what_was_asked() -> None:
     ]
 
 
+def test_the_page_says_which_processors_trained() -> None:
+    arms = {"base": BASELINE, "other": plus(BASELINE, WORSE)}
+    here, one, two = {"A Processor": 16}, {"Another": 16}, {"A Processor": 9, "Another": 7}
+    text = page(made_up(arms) | {"processors": here}, "")
+    assert "- Processor: A Processor, up to AVX512-BF16, 2 cores\n" in text
+    text = page(made_up(arms) | {"processors": one}, "")
+    assert "- Processor: Another, of a cluster\n" in text
+    text = page(made_up(arms) | {"processors": two}, "")
+    assert "- The trainings ran on 2 kinds of processors" in text
+    assert "A Processor (9), Another (7).\n" in text
+
+
 def test_the_page_says_how_it_was_decided() -> None:
     plain, margin = (sections(page(made_up(PAIRED, margin=m), "again")) for m in (None, 0.0002))
     said = plain["How it was decided"]

@@ -149,6 +149,30 @@ def test_trainings_of_a_server_that_is_killed_stop_and_are_repeated(
         assert not any(map(lives, pids))
 
 
+# As a training does, notices SIGTERM only after it has created its run directory.
+LATE = (
+    "import os, signal, sys, time\nfrom pathlib import Path\nrun = Path(sys.argv[-1])\n"
+    "if '--resume' not in sys.argv:\n"
+    "    signal.signal(signal.SIGTERM, lambda *_: None)\n"
+    "    Path({!r}).write_text(str(os.getpid()))\n"
+    "    until = time.monotonic() + 1.5\n"
+    "    while time.monotonic() < until:\n        time.sleep(0.1)\n"
+    "    run.mkdir()\n    sys.exit(143)\n"
+)
+
+
+def test_a_training_whose_server_is_killed_has_stopped_before_it_is_repeated(
+    task: Callable[[str], Task], tmp_path: Path
+) -> None:
+    with Trainers(2, 1, tmp_path) as trainers:
+        trainers.start(task(LATE.format(str(tmp_path / "pid"))))
+        pid = int(wait_for(tmp_path / "pid"))
+        server = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(server, signal.SIGKILL)
+        (ended,) = all_ended(trainers, 1)
+    assert (ended.status, ended.whole) == (0, False)  # resumed
+
+
 def test_trainings_end_with_the_comparison_and_hold_its_lock_until_then(
     task: Callable[[str], Task], tmp_path: Path
 ) -> None:

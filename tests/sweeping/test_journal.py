@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 from research.comparing.question import Metric
+from research.errors import StorageError
 from research.network.mnist_cnn import Config
 from research.sweeping.journal import JOURNAL, Journal
 from research.sweeping.space import Setting, parse_space
 
 import numpy as np
 import pytest
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from pruning import replayed
 
 LOWEST_ERROR = Metric.parse("error")
 SPACE = parse_space(["learning_rate=0.1..10:log", "decay=linear,cosine"], Config, [], "mnist_cnn")
@@ -47,6 +52,30 @@ def test_random_trials_depend_on_the_seed_alone_whatever_is_killed(tmp_path: Pat
     assert states == [TrialState.COMPLETE, TrialState.RUNNING] * 3
 
 
+def test_a_full_disk_is_told_and_the_journal_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(tmp_path / "sweep").ask()
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def no_room(*_: object) -> None:
+        raise full
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalFileBackend, "append_logs", no_room)
+        with pytest.raises(StorageError, match=r"journal.log: can't be written \(No space .* room"):
+            opened(tmp_path / "sweep")
+    journal = opened(tmp_path / "sweep")
+    assert len(journal.trials()) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalFileBackend, "append_logs", no_room)
+        for write in (journal.ask, lambda: journal.tell(0, 0.5), lambda: journal.report(0, 1, 0.5)):
+            with pytest.raises(StorageError, match="make room"):
+                write()
+    journal.tell(0, 0.5)
+    assert [trial.value for trial in opened(tmp_path / "sweep").trials()] == [0.5]
+
+
 def test_tpe_finds_a_better_setting_than_chance_and_names_the_option_that_matters(
     tmp_path: Path,
 ) -> None:
@@ -74,25 +103,9 @@ def curves(count: int, epochs: int, seed: int) -> np.ndarray[tuple[int, int], np
     return (final + rng.lognormal(-3, 0.5, (count, 1)) * epoch**-slope) * noise
 
 
-def replayed(journal: Journal, errors: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> int:
-    """Reports the curves, two at a time as two workers would; returns the number of epochs run."""
-    done = 0
-    for first in range(0, len(errors), 2):
-        pair = {journal.ask()[0]: errors[first + n] for n in range(2)}
-        for epoch in range(errors.shape[1]):
-            for number in list(pair):
-                done += 1
-                if journal.report(number, epoch + 1, float(pair[number][epoch])):
-                    journal.give_up(number)
-                    del pair[number]
-        for number, curve in pair.items():
-            journal.tell(number, float(curve[-1]))
-    return done
-
-
 def test_pruning_saves_half_of_the_epochs_and_keeps_the_best_setting(tmp_path: Path) -> None:
     journal, errors = opened(tmp_path / "sweep"), curves(40, 12, seed=0)
-    assert replayed(journal, errors) <= errors.size / 2
+    assert replayed(journal, errors.tolist()) <= errors.size / 2
     assert journal.study.best_value == errors[:, -1].min()
 
 
@@ -101,6 +114,6 @@ def test_pruning_keeps_the_best_of_200_settings_nine_times_of_ten(tmp_path: Path
     kept = 0
     for seed in range(10):
         journal, errors = opened(tmp_path / f"{seed}"), curves(200, 12, seed)
-        assert replayed(journal, errors) <= errors.size / 2
+        assert replayed(journal, errors.tolist()) <= errors.size / 2
         kept += journal.study.best_value == errors[:, -1].min()
     assert kept >= 9

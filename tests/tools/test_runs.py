@@ -269,6 +269,46 @@ def test_without_runs_it_says_how_to_make_one(run_here: RunHere) -> None:
     assert refused.stderr.startswith("error: mixup: no such folder, and no runs/mixup; ")
 
 
+def test_a_sweep_is_one_row_and_says_how_it_goes_on(tmp_path: Path, run_here: RunHere) -> None:
+    folder = tmp_path / "runs" / "sweep" / "1-mnist_cnn"
+    folder.mkdir(parents=True)
+    fields = {
+        **{"experiment": "-my tries/mnist_cnn.py", "over": ["learning_rate=0.1..10:log"]},
+        **{"sampler": "tpe", "sampler_seed": 0, "seeds": 3, "metric": "lowest error"},
+        **{"reserve": 60, "prune": True, "threads": 1},
+        "options": ["--epochs", "1", "--holdout", "50", "--reserve", "60", "0"],
+    }
+    write_sealed_json(folder / "sweep.json", fields)
+    best = {"options": ["--learning-rate", "1.2"], "mean": 0.0123, "sd": 0.001}
+    found = {"metric": "lowest error", "settings": [best], "ended": 7, "trials": 30}
+
+    def row() -> Any:
+        (row,) = json.loads(run_here("research", "runs", "--json").stdout)["sweeps"]
+        return row
+
+    assert (row()["status"], row()["trials"], row()["of"]) == ("killed", 0, None)
+    (folder / "results.json").write_text(json.dumps(found | {"status": "stopped"}))
+    assert (row()["status"], row()["trials"], row()["of"]) == ("stopped", 7, 30)
+    command = (
+        "python -m research sweep './-my tries/mnist_cnn.py' --over learning_rate=0.1..10:log "
+        "--sampler tpe --sampler-seed 0 --trials 30 --seeds 3 --metric 'lowest error' "
+        "--reserve 60 --prune -- --epochs 1 --holdout 50"
+    )
+    assert row()["go_on"] == command
+    shown = run_here("research", "runs", columns=80).stdout
+    assert f"  {command}  # stopped" in shown.splitlines()
+    assert max(map(len, shown.split("To go on:")[0].splitlines())) <= 80
+    assert "│--learning-rate 1.2: error 1.230 ± 0.100%," in shown and "│7/30" in shown
+
+    descriptor = lock(folder)
+    assert row()["status"] == "running"
+    os.close(descriptor)
+    (folder / "results.json").write_text(json.dumps(found | {"status": "finished"}))
+    assert (row()["status"], row()["go_on"]) == ("finished", None)
+    (folder / "sweep.json").write_text("{}")
+    assert row()["status"] == "damaged"
+
+
 @pytest.mark.parametrize("verb", ["runs", "diff"])
 def test_no_tensorflow_is_imported(verb: str) -> None:
     program = f"import research.tools.{verb}, sys; sys.exit('tensorflow' in sys.modules)"
