@@ -175,6 +175,7 @@ def train(
     report_every: int = 20,
     early_every: int | None = None,
     report_now: Callable[[int], bool] = lambda done: False,
+    agree: Callable[[bool, float], tuple[bool, float]] | None = None,
     unreported: Unreported | None = None,
     profile: Profile | None = None,
     show_graph: Callable[[tf.compat.v1.GraphDef], None] = lambda graph: None,
@@ -209,6 +210,8 @@ def train(
         early_every: an early report is made every ``early_every`` steps; None for never.
         report_now: a function of the number of steps done, called after every call; an early report
             is made if it returns True.
+        agree: with several workers, a function of whether this one wants an early report and of the
+            seconds of the last call, which returns both as all workers agree on them.
         unreported: the measurements of the early report that ``state`` was saved after, if any.
         profile: which steps to profile, if any.
         show_graph: is called once with the ``GraphDef`` of the traced step.
@@ -254,8 +257,11 @@ def train(
                     elapsed = time.perf_counter() - begun
                 seconds += elapsed
                 done += call.steps
+                early = not call.reaches and report_now(done)
+                if agree is not None:
+                    early, elapsed = agree(early, elapsed)
                 steps_in_time = max(1, int(SECONDS_PER_CALL / elapsed * call.steps))
-                if not call.reaches and not report_now(done):
+                if not call.reaches and not early:
                     continue
                 last_step = None
                 if call.looked_at:
@@ -399,7 +405,15 @@ def _one_step(
         scalars[INPUT_SECONDS] = input_seconds
         return scalars, others
 
-    def one_replica(batch: tf.Tensor) -> Returned:
+    names: list[str] = []
+
+    def one_replica(batch: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        scalars, others = on_replica(batch)
+        names.clear()
+        names.extend(scalars)
+        return tf.stack([scalars[name] for name in names]), others
+
+    def on_replica(batch: tf.Tensor) -> Returned:
         if parts == 1:
             return one_part(dataclasses.replace(state, indices=batch))
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
@@ -421,9 +435,10 @@ def _one_step(
         return _over_parts([scalars for scalars, _ in of_parts], shares), of_parts[-1][1]
 
     def one_step(positions: tf.Tensor) -> Returned:
-        scalars, others = state.strategy.run(one_replica, args=(positions,))
-        add = tf.distribute.ReduceOp.SUM
-        scalars = {k: state.strategy.reduce(add, v, axis=None) for k, v in scalars.items()}
+        stacked, others = state.strategy.run(one_replica, args=(positions,))
+        # One reduction of all: each costs a message to every worker.
+        total = state.strategy.reduce(tf.distribute.ReduceOp.SUM, stacked, axis=None)
+        scalars = dict(zip(names, tf.unstack(total, len(names)), strict=True))
         scalars[EXAMPLES] = tf.cast(tf.size(positions), tf.float32)
         state.step.assign_add(1)
         first = {k: state.strategy.experimental_local_results(v)[0] for k, v in others.items()}

@@ -1,0 +1,157 @@
+"""How a training begins: its chief, or its only process, finds the run, and tells the others."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import research
+from research.config import Config, config_as_json
+from research.data.batches import Plan
+from research.data.dataset import Dataset
+from research.errors import InputError
+from research.recording.checkpoints import Checkpoint, checkpoint_content, read_checkpoint
+from research.recording.code import code_of, library_sha256
+from research.recording.environment import PACKAGES, version
+from research.recording.run import Run, begin
+from research.recording.run_directory import lock_directory
+from research.recording.start import find_start
+from research.training.state import State
+from research.training.workers import Workers, launched_by
+
+
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """A training that has begun, as one of its workers knows it.
+
+    Attributes:
+        config: the options; a fork's ``at_step`` is the step that it starts from.
+        at: the checkpoint that it starts from; the state has its values.
+        validations: the validations before it.
+        recorded: whether the last report before it has been recorded.
+        path: the run directory.
+        run: the run; only the chief has it.
+    """
+
+    config: Config
+    at: Checkpoint
+    validations: Sequence[Mapping[str, Any]]
+    recorded: bool
+    path: str
+    run: Run | None
+
+
+def begin_run(
+    stack: contextlib.ExitStack,
+    workers: Workers,
+    config: Config,
+    experiment: Path,
+    data: Dataset,
+    state: State,
+    plan: Plan,
+    built: Callable[[Plan], State],
+) -> Begun | str:
+    """Creates or resumes the run, and assigns the values that it starts from to the state.
+
+    Only the chief touches files. What it refuses is refused by all workers.
+
+    Args:
+        stack: keeps the run open.
+        workers: those that train together.
+        config, experiment, data, state, plan, built: see ``find_start``.
+
+    Returns:
+        The training, or a message on how it ended if it is finished.
+
+    Raises:
+        InputError: if the run can't start, or other workers have been given something else.
+        StorageError: if a file can't be written.
+    """
+    refuse_other_workers(workers, config, experiment, data)
+    run: Run | None = None
+
+    def by_chief() -> dict[str, Any]:
+        nonlocal run
+        directory = None
+        if config.resume is not None:
+            directory = stack.enter_context(lock_directory(config.resume))
+        start = find_start(config, experiment, data, state, plan, built)
+        if start.finished is not None:
+            return {"finished": start.finished}
+        state.assign(start.at.variables.values())
+        run = stack.enter_context(begin(start, directory, state))
+        return {
+            "finished": None,
+            "at_step": start.config.at_step,
+            "validations": run.recorder.validations,
+            "recorded": run.recorder.is_recorded(state),
+            "path": str(run.path),
+        }
+
+    told = workers.by_chief(by_chief)
+    if told["finished"] is not None:
+        return str(told["finished"])
+    at = run.start.at if run is not None else None
+    content = workers.from_chief(b"" if at is None else checkpoint_content(at))
+    if at is None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "sent.safetensors"
+            path.write_bytes(content)
+            at = read_checkpoint(path, state)
+        state.assign(at.variables.values())
+    return Begun(
+        config=dataclasses.replace(config, fork=config.fork, at_step=told["at_step"]),
+        at=at,
+        validations=told["validations"],
+        recorded=told["recorded"],
+        path=told["path"],
+        run=run,
+    )
+
+
+def refuse_other_workers(workers: Workers, config: Config, experiment: Path, data: Dataset) -> None:
+    """Refuses workers that have been given something else than the chief.
+
+    Raises:
+        InputError: with the first such worker, and what it has.
+    """
+    if not workers.several:
+        return
+    options = config_as_json(config)
+    for name in (
+        "data",
+        "run_dir",
+        "fork",
+        "at_step",
+    ):  # paths may differ; only the chief uses them
+        del options[name]
+    code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in code_of(experiment)]
+    facts = {
+        "options": options,
+        "code": [*code, library_sha256(Path(research.__file__).parents[1])],
+        "data": data.sha256(),
+        "packages": [version(name) for name in PACKAGES],
+    }
+    digests = (hashlib.sha256(json.dumps(fact).encode()).digest() for fact in facts.values())
+    rows = workers.gather(*(int.from_bytes(digest[:7], "big") for digest in digests))
+    for number, row in enumerate(rows):
+        different = [name for name, same in zip(facts, row == rows[0], strict=True) if not same]
+        if different:
+            raise InputError(
+                f"{workers.name(number)} has other {' and '.join(different)} than the chief: give "
+                "all workers the same command, code, data and versions"
+            )
+
+
+def command_to_go_on(path: str) -> str:
+    """What to type to go on with a run; on each worker if there are several."""
+    words = launched_by() or ["python", sys.argv[0]]
+    return shlex.join([*words, "--resume", path])
