@@ -17,7 +17,7 @@ from research.config import (
 from research.errors import InputError
 from research.help import options_of, show_help
 from research.screen import Screen, run_and_exit
-from research.verbs import VERBS, Compare, Sweep, Verb, Verify
+from research.verbs import VERBS, Compare, Launch, Sweep, Verb, Verify
 
 import tyro
 
@@ -48,7 +48,7 @@ def _work(screen: Screen) -> int:
             show_verb(words[0])
             raise SystemExit(0)
         verb: Verb = tyro.cli(Verb, args=words, prog=PROGRAM)
-        if isinstance(verb, Verify | Compare | Sweep):
+        if isinstance(verb, Verify | Compare | Sweep | Launch):
             verb = dataclasses.replace(verb, options=options)
     require_working_directory()
     return 1 if run(verb, screen) is False else 0
@@ -78,6 +78,8 @@ def refuse_unknown(words: list[str]) -> None:
         meant = f"did you mean {similar[0]}?" if similar else known
         raise InputError(f"{words[0]}: no such verb; {meant} (--help explains them)")
     behind = "options of the experiment stand behind --" if words[:1] in WITH_OPTIONS else ""
+    if words[:1] == ["launch"]:
+        behind = "options of the experiment stand behind its file"
     refuse_unknown_options(VERBS[words[0]], words[1:], behind)
 
 
@@ -107,7 +109,13 @@ def getdoc(kind: type) -> str:
 
 
 def divide(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
-    """The words for a verb, and the words behind ``--``: options for the experiments it runs."""
+    """The words for a verb, and those for the experiments that it runs.
+
+    These stand behind ``--``, or, of ``launch``, behind the experiment's file.
+    """
+    if words[:1] == ["launch"]:
+        end = next((n for n, word in enumerate(words, 1) if word.endswith(".py")), len(words))
+        return words[:end], tuple(words[end:])
     if words[:1] not in WITH_OPTIONS or "--" not in words:
         return words, ()
     place = words.index("--")

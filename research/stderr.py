@@ -61,10 +61,13 @@ class DivertedStderr:
 
     Args:
         show: is called with each line to show; None writes it to the former standard error.
+
+    Attributes:
+        screen: the descriptor of the former standard error.
     """
 
     def __init__(self, show: Callable[[bytes], None] | None = None) -> None:
-        self._show = show or (lambda line: _write_all(self._screen, line))
+        self._show = show or (lambda line: _write_all(self.screen, line))
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._pending = b""
@@ -72,13 +75,13 @@ class DivertedStderr:
     def __enter__(self) -> DivertedStderr:
         global _diverted  # noqa: PLW0603
         _flush()
-        self._screen = os.dup(2)
+        self.screen = os.dup(2)
         with tempfile.NamedTemporaryFile(prefix="research-") as file:  # stays open without a name
             self._open(Path(file.name), _imported_with)
         os.dup2(self._file.fileno(), 2)
         self._reports_crashes = not faulthandler.is_enabled()
         if self._reports_crashes:
-            faulthandler.enable(self._screen)
+            faulthandler.enable(self.screen)
         self._thread = threading.Thread(target=self._show_until_closing, daemon=True)
         self._thread.start()
         _diverted = self
@@ -88,14 +91,14 @@ class DivertedStderr:
         global _diverted  # noqa: PLW0603
         _diverted = None
         _flush()
-        os.dup2(self._screen, 2)
+        os.dup2(self.screen, 2)
         self._closing.set()
         self._thread.join()
         self._show_new(final=True)
         if self._reports_crashes:
             faulthandler.disable()
         self._close()
-        os.close(self._screen)
+        os.close(self.screen)
 
     def continue_in(self, path: Path) -> None:
         """Copies the content so far to ``path`` and continues there."""

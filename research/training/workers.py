@@ -7,11 +7,13 @@ alone writes files. What the clock, a signal or the chief's files decide is agre
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -32,6 +34,7 @@ from tensorflow.python.eager import context
 SECONDS_TO_START, SECONDS_TO_ANSWER = 120, 10
 # On Slurm, the first worker on each machine takes a port from here on, by the number of the job.
 FIRST_PORT, PORTS = 20_000, 10_000
+_PR_SET_PDEATHSIG = 1
 
 _FORM = (
     'give TF_CONFIG=\'{"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", '
@@ -51,8 +54,8 @@ def cluster() -> tuple[list[str], int]:
         return _slurm(os.environ)
     if not text:
         raise InputError(
-            "--strategy multi_worker: TF_CONFIG is not set, which names the workers; try it on one "
-            "machine with python -m research launch, use srun, or set TF_CONFIG on each worker"
+            "--strategy multi_worker: TF_CONFIG is not set, which names the workers; set it, use "
+            "srun or python -m research launch, or train in one process with --strategy default"
         )
     try:
         fields = json.loads(text)
@@ -65,13 +68,23 @@ def cluster() -> tuple[list[str], int]:
             raise ValueError("its workers are no HOST:PORT, each once")
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(f"TF_CONFIG={text[:200]}: {one_line(error)}; {_FORM}") from error
+    if "launch" in fields:
+        _stop_with(int(fields["launch"]["parent"]))
     return addresses, number
+
+
+def _stop_with(parent: int) -> None:
+    """Lets this process stop as by SIGTERM when its parent ends, however that ends."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux only
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it has ended already
+            sys.exit(128 + signal.SIGTERM)
 
 
 def launched_by() -> list[str] | None:
     """The words of ``python -m research launch`` that started this worker, up to its experiment."""
     try:
-        words = json.loads(os.environ["TF_CONFIG"])["launch"]
+        words = json.loads(os.environ["TF_CONFIG"])["launch"]["words"]
     except (KeyError, ValueError, TypeError):
         return None
     return [str(word) for word in words]
