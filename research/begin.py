@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import shlex
 import sys
 import tempfile
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import research
-from research.config import Config, config_as_json
+from research.config import AnyConfig, Config, config_as_json, config_from_json
 from research.data.batches import Plan
 from research.data.dataset import Dataset
 from research.errors import InputError
@@ -25,7 +27,7 @@ from research.recording.run import Run, begin
 from research.recording.run_directory import lock_directory
 from research.recording.start import find_start
 from research.training.state import State
-from research.training.workers import Workers, launched_by
+from research.training.workers import Workers, cluster, launched_by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +117,35 @@ def begin_run(
         path=told["path"],
         run=run,
     )
+
+
+def without_unseen_run(words: Sequence[str]) -> Sequence[str]:
+    """A command line; instead, of a worker that can't see its run, one that asks the chief.
+
+    A run that is resumed or forked decides its options, and only the chief needs its directory.
+    """
+    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--resume", "--fork"):
+        named.add_argument(option, nargs="?")
+    paths = [path for path in vars(named.parse_known_args(words)[0]).values() if path]
+    if not paths or any(map(os.path.lexists, paths)):
+        return words
+    try:
+        return ["--strategy", "multi_worker"] if cluster()[1] else words
+    except InputError:  # there are no workers
+        return words
+
+
+def options_of_chief(workers: Workers, config: AnyConfig) -> AnyConfig:
+    """The options; those of the chief if it resumes or forks a run, which others may not see."""
+
+    def by_chief() -> dict[str, Any] | None:
+        return config_as_json(config) if config.resume or config.fork else None
+
+    sent = workers.by_chief(by_chief)
+    if workers.is_chief or sent is None:
+        return config
+    return config_from_json(type(config), sent)
 
 
 def refuse_other_workers(workers: Workers, config: Config, experiment: Path, data: Dataset) -> None:

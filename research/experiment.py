@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from research import BEGUN
-from research.begin import Begun, begin_run, command_to_go_on
+from research.begin import (
+    Begun,
+    begin_run,
+    command_to_go_on,
+    options_of_chief,
+    without_unseen_run,
+)
 from research.config import Config, parse, require
 from research.data.batches import Plan
 from research.data.dataset import Dataset, Split, hold_out
@@ -154,7 +160,8 @@ def _run(experiment: Experiment, arguments: list[str] | None) -> int:
     with Screen() as screen:
         try:
             about = inspect.getdoc(program)
-            config = parse(experiment.config, arguments, about, experiment=file.stem)
+            words = without_unseen_run(sys.argv[1:] if arguments is None else arguments)
+            config = parse(experiment.config, words, about, experiment=file.stem)
             status = train_and_judge(experiment, config, file, screen, start_up)
         except InputError as error:
             status, message = 2, one_line(error)
@@ -192,21 +199,13 @@ def train_and_judge(
     screen.console.quiet = not workers.is_chief
     with StopRequest(say=workers.is_chief) as stop, contextlib.ExitStack() as stack:
         with workers.lost_ones_named("see what it says, and start all workers again"):
+            config = options_of_chief(workers, config)
             data, training, validation = load(config, screen)
+            splits = (training, validation)
             start_up.done("data")
             plan = Plan(len(training), config.examples_per_step, config.epochs)
-            refuse_what_does_not_fit(config, plan, screen)
-
-            def built(plan: Plan, strategy: tf.distribute.Strategy) -> State:
-                options = dataclasses.replace(config, epochs=plan.epochs)
-                with strategy.scope():
-                    return experiment.build(options, plan)
-
-            state = built(plan, workers.strategy)
-            refuse_what_can_not_end(experiment, config, state, training, validation)
-            # The chief alone builds another state, to compare it: without the others' help.
-            by_chief = functools.partial(built, strategy=tf.distribute.get_strategy())
-            begun = begin_run(stack, workers, config, file, data, state, plan, by_chief)
+            state, built = build(experiment, config, workers, plan, *splits, screen)
+            begun = begin_run(stack, workers, config, file, data, state, plan, built)
             if isinstance(begun, str):
                 screen.say(begun)
                 return 0
@@ -217,17 +216,19 @@ def train_and_judge(
                 screen.log_to(run.path / "log.txt")
                 start_up.done("recording")
                 show_start(screen, run, state, plan)
-            splits = (training, validation)
             with workers.lost_ones_named(f"go on{workers.on_each}: {go_on}"):
                 train_in_loop(
-                    experiment, begun, state, splits, plan, workers, stop, screen, start_up
+                    experiment, begun, state, *splits, plan, workers, stop, screen, start_up
                 )
-            done = int(state.step.numpy())  # finish may assign the best weights, of another step
-            with stop.leaving():
-                if not stop.is_set():
-                    if run is not None:
+                done = int(
+                    state.step.numpy()
+                )  # finish may assign the best weights, of another step
+                finished = False
+                with stop.leaving():
+                    if run is not None and not stop.is_set():
                         finish(experiment, state, data, validation, plan, run, screen)
-                    return 0
+                        finished = True
+                status = workers.status_of_chief(0 if finished else stop.exit_status)
         except NonFiniteError as error:
             if run is None or workers.several:
                 alone = shlex.join(["python", sys.argv[0], "--resume", begun.path])
@@ -240,16 +241,18 @@ def train_and_judge(
             raise NonFiniteError(f"{error}; {look}") from error
         except StorageError as error:
             raise StorageError(f"{error}, then go on: {go_on}") from error
-        where = f"after step {done} of {plan.steps}"
-        screen.say(f"Stopped by {stop} {where}. Go on{workers.on_each}: {go_on}")
-        return stop.exit_status
+        if status:
+            where = f"after step {done} of {plan.steps}"
+            screen.say(f"Stopped by {stop} {where}. Go on{workers.on_each}: {go_on}")
+        return status
 
 
 def train_in_loop(
     experiment: Experiment,
     begun: Begun,
     state: State,
-    splits: tuple[Split, Split],
+    training: Split,
+    validation: Split,
     plan: Plan,
     workers: Workers,
     stop: StopRequest,
@@ -265,7 +268,7 @@ def train_in_loop(
         found = None
         if not stop.is_set():
             with stop.leaving():
-                found = experiment.validate(state, splits[1], splits[0])
+                found = experiment.validate(state, validation, training)
         return found
 
     def report_now(done: int) -> bool:
@@ -273,7 +276,7 @@ def train_in_loop(
 
     with heard.leaving():
         reports = train(
-            *(state, experiment.step, splits[0]),
+            *(state, experiment.step, training),
             epochs=config.epochs,
             batch_size=config.examples_per_step,
             accumulate=config.accumulate,
@@ -293,8 +296,8 @@ def train_in_loop(
     if heard.is_set():
         return
     with TrainingProgress(screen, plan, start.step) as progress:
-        training = Training(
-            *(evaluate, config, state, reports, *splits, run, progress, heard),
+        trained = Training(
+            *(evaluate, config, state, reports, training, validation, run, progress, heard),
             at=start,
             validations=begun.validations,
             workers=workers,
@@ -302,12 +305,12 @@ def train_in_loop(
         ended = start.ended
         if not ended:
             try:
-                experiment.loop(training)
-                ended = training.ended_by_loop and int(state.step.numpy()) < plan.steps
+                experiment.loop(trained)
+                ended = trained.ended_by_loop and int(state.step.numpy()) < plan.steps
             except Interrupted:
                 if agreement is not None:
                     agreement(False, 0.0)
-        training.save(ended)
+        trained.save(ended)
     if not heard.is_set():
         progress.show_end()
 
@@ -332,15 +335,35 @@ def keep_for_replay(
     return look if bundle else None
 
 
-def refuse_what_can_not_end(
-    experiment: Experiment, config: Config, state: State, training: Split, validation: Split
-) -> None:
-    """Refuses now, and not after an epoch, what can't be evaluated, exported or accumulated."""
+def build(
+    experiment: Experiment,
+    config: Config,
+    workers: Workers,
+    plan: Plan,
+    training: Split,
+    validation: Split,
+    screen: Screen,
+) -> tuple[State, Callable[[Plan], State]]:
+    """Builds the state, and refuses what would fail later: in an epoch, say, or at the end.
+
+    Returns:
+        The state, and a function that builds another one, for another plan, to be compared with it.
+    """
+    refuse_what_does_not_fit(config, plan, screen)
+
+    def built(plan: Plan, strategy: tf.distribute.Strategy) -> State:
+        options = dataclasses.replace(config, epochs=plan.epochs)
+        with strategy.scope():
+            return experiment.build(options, plan)
+
+    state = built(plan, workers.strategy)
     check_exportable(experiment.judged(state))
     names = experiment.figure_names(state, validation)
     if config.holdout:
         rank_by(*config.selection)(dict.fromkeys(names, 0.0))
     check_accumulation(state, experiment.step, training, config.accumulate)
+    # The chief alone builds another state: without the help of other workers.
+    return state, functools.partial(built, strategy=tf.distribute.get_strategy())
 
 
 def load(config: Config, screen: Screen) -> tuple[Dataset, Split, Split]:

@@ -30,6 +30,10 @@ _CHATTER = re.compile(
     rb"|WARNING: All log messages before absl"
     rb"|To enable the following instructions"
     rb"|\s+\[\[\{\{(function_)?node "
+    rb"|Additional GRPC error information|:UNKNOWN:Error received from peer|RPC: /tensorflow\."
+    rb"|The error could be from a previous operation|/job:worker/replica:|The tasks have crashed\."
+    rb"|# of tasks that reached the barrier|The first task at the barrier|Original error:"
+    rb"|This is usually caused by an earlier error"
 )
 _SECONDS_BETWEEN_LOOKS = 0.2
 # What TensorFlow's import wrote, until a DivertedStderr takes it; and the one that is entered.

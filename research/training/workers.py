@@ -136,15 +136,16 @@ def join(addresses: Sequence[str], number: int) -> tf.distribute.Strategy:
         with _default_signals():
             return tf.distribute.MultiWorkerMirroredStrategy(resolver)
     except tf.errors.DeadlineExceededError as error:
-        missing = _named(error, addresses) or f"the chief ({addresses[0]})"
+        missing = _name(_lost(error, number) or 0, addresses)
         raise InputError(
             f"{missing} has not come within {SECONDS_TO_START} s; start all workers together, and "
             "see what it says"
         ) from error
     except tf.errors.OpError as error:
+        reason = one_line(error)[:100]
         raise InputError(
-            f"worker {number} ({addresses[number]}) can't be reached by others "
-            f"({one_line(error)[:100]}); is the port taken? Give it another"
+            f"{addresses[number]}: this worker can't listen there ({reason}); is the port taken? "
+            "Name another in TF_CONFIG"
         ) from error
 
 
@@ -160,15 +161,17 @@ def _default_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _named(error: BaseException, addresses: Sequence[str]) -> str:
-    """The worker that an error of TensorFlow names first; empty if there is none."""
+def _name(number: int, addresses: Sequence[str]) -> str:
+    """A worker as people know it."""
+    return f"{f'worker {number}' if number else 'the chief'} ({addresses[number]})"
+
+
+def _lost(error: BaseException, own: int) -> int | None:
+    """The number of the first worker, but this one, that an error of TensorFlow names."""
     text = str(error)
-    found = re.search(r"timed out task names:\s*/job:worker/\S*task:(\d+)", text)
-    found = found or re.search(r"/job:worker/\S*?task:(\d+)", text)
-    if found is None or int(found[1]) >= len(addresses):
-        return ""
-    number = int(found[1])
-    return f"{'worker ' * (number > 0)}{number or 'the chief'} ({addresses[number]})"
+    _, missing, names = text.partition("timed out task names:")
+    numbers = map(int, re.findall(r"/job:worker/\S*?task:(\d+)", names if missing else text))
+    return next((number for number in numbers if number != own), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +205,7 @@ class Workers:
 
     def name(self, number: int) -> str:
         """A worker as people know it."""
-        return f"{f'worker {number}' if number else 'the chief'} ({self.addresses[number]})"
+        return _name(number, self.addresses)
 
     def gather(self, *own: int) -> npt.NDArray[np.int64]:
         """What each worker gives, int64 [workers, numbers]; all workers must call this."""
@@ -232,6 +235,15 @@ class Workers:
             kind = NonFiniteError if answer["raised"] == "NonFiniteError" else InputError
             raise kind(answer["message"])
         return answer["returned"]
+
+    def status_of_chief(self, own: int) -> int:
+        """The chief's exit status, which the others wait for while it exports and evaluates."""
+        try:
+            return int(self.gather(own)[0, 0])
+        except tf.errors.OpError:
+            if self.is_chief:  # it has all that it needs
+                return own
+            raise
 
     def from_chief(self, content: bytes = b"") -> bytes:
         """The chief's bytes, on all workers."""
@@ -264,10 +276,11 @@ class Workers:
         try:
             yield
         except tf.errors.OpError as error:
-            lost = _named(error, self.addresses)
-            if not self.several or not lost:
+            lost = _lost(error, self.number)
+            if not self.several or lost is None:
                 raise
-            raise WorkerError(f"{lost} has ended, or can't be reached; {remedy}") from error
+            name = self.name(lost)
+            raise WorkerError(f"{name} has ended, or can't be reached; {remedy}") from error
 
 
 class Agreement:
