@@ -33,7 +33,7 @@ _CHATTER = re.compile(
     rb"|Additional GRPC error information|:UNKNOWN:Error received from peer|RPC: /tensorflow\."
     rb"|The error could be from a previous operation|/job:worker/replica:|The tasks have crashed\."
     rb"|# of tasks that reached the barrier|The first task at the barrier|Original error:"
-    rb"|This is usually caused by an earlier error"
+    rb"|This is usually caused by an earlier error| \[type\.googleapis\.com"
 )
 _SECONDS_BETWEEN_LOOKS = 0.2
 # What TensorFlow's import wrote, until a DivertedStderr takes it; and the one that is entered.
@@ -75,6 +75,7 @@ class DivertedStderr:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._pending = b""
+        self._in_chatter = False
 
     def __enter__(self) -> DivertedStderr:
         global _diverted  # noqa: PLW0603
@@ -166,7 +167,10 @@ class DivertedStderr:
             lines = self._pending[:whole].splitlines(keepends=True)
             self._pending = self._pending[whole:]
         for line in lines:
-            if not _CHATTER.match(line):
+            # An empty line belongs to what is before it.
+            if line.strip():
+                self._in_chatter = _CHATTER.match(line) is not None
+            if not self._in_chatter:
                 self._show(line)
 
     def _show_until_closing(self) -> None:

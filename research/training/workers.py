@@ -211,7 +211,7 @@ class Workers:
         """What each worker gives, int64 [workers, numbers]; all workers must call this."""
         rows = np.zeros((len(self.addresses), len(own)), np.int64)
         rows[self.number] = own
-        return self._sum(rows)
+        return self.sum(rows)
 
     def by_chief(self, work: Callable[[], Any]) -> Any:
         """What a function returns at the chief, which alone calls it; at the others a copy.
@@ -253,14 +253,15 @@ class Workers:
         words = np.zeros(-(-size // 8), np.int64)
         if self.is_chief:
             words.view(np.uint8)[:size] = np.frombuffer(content, np.uint8)
-        return self._sum(words).tobytes()[:size]
+        return self.sum(words).tobytes()[:size]
 
-    def _sum(self, own: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def sum(self, own: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The sum over the workers of an array: int64, float32 or float64."""
         if not self.several:
             return own
         with tf.device("CPU:0"):
             total = self.strategy.reduce(tf.distribute.ReduceOp.SUM, tf.constant(own), axis=None)
-        found: npt.NDArray[np.int64] = total.numpy()
+        found: npt.NDArray[Any] = total.numpy()
         return found
 
     @contextlib.contextmanager
