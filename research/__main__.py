@@ -24,7 +24,7 @@ import tyro
 PROGRAM = "python -m research"
 
 # The verbs that hand the words behind -- to the experiments that they run.
-WITH_OPTIONS = (["verify"], ["compare"], ["sweep"])
+WITH_OPTIONS = (["verify"], ["compare"], ["sweep"], ["launch"])
 
 
 def main() -> None:
@@ -78,8 +78,6 @@ def refuse_unknown(words: list[str]) -> None:
         meant = f"did you mean {similar[0]}?" if similar else known
         raise InputError(f"{words[0]}: no such verb; {meant} (--help explains them)")
     behind = "options of the experiment stand behind --" if words[:1] in WITH_OPTIONS else ""
-    if words[:1] == ["launch"]:
-        behind = "options of the experiment stand behind its file"
     refuse_unknown_options(VERBS[words[0]], words[1:], behind)
 
 
@@ -99,7 +97,10 @@ def show_verb(name: str) -> None:
     options = options_of(VERBS[name])
     arguments = [(o.words, o.explanation) for o in options if o.positional]
     others = [(o.words, o.explanation) for o in options if not o.positional]
-    usage = " ".join([PROGRAM, name, *(words for words, _ in arguments), "[OPTIONS]"])
+    words = [*(words for words, _ in arguments), "[OPTIONS]"]
+    if name == "launch":
+        words = ["[OPTIONS]", "EXPERIMENT", "[ITS OPTIONS]"]
+    usage = " ".join([PROGRAM, name, *words])
     show_help(usage, getdoc(VERBS[name]), {"arguments": arguments, "options": others})
 
 
@@ -111,9 +112,9 @@ def getdoc(kind: type) -> str:
 def divide(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
     """The words for a verb, and those for the experiments that it runs.
 
-    These stand behind ``--``, or, of ``launch``, behind the experiment's file.
+    These stand behind ``--``; or, of ``launch``, as of Python itself, behind the experiment's file.
     """
-    if words[:1] == ["launch"]:
+    if words[:1] == ["launch"] and "--" not in words:
         end = next((n for n, word in enumerate(words, 1) if word.endswith(".py")), len(words))
         return words[:end], tuple(words[end:])
     if words[:1] not in WITH_OPTIONS or "--" not in words:

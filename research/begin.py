@@ -157,28 +157,21 @@ def refuse_other_workers(workers: Workers, config: Config, experiment: Path, dat
     if not workers.several:
         return
     options = config_as_json(config)
-    for name in (
-        "data",
-        "run_dir",
-        "fork",
-        "at_step",
-    ):  # paths may differ; only the chief uses them
+    for name in ("data", "run_dir", "fork", "at_step"):  # paths may differ; the chief needs the run
         del options[name]
     code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in code_of(experiment)]
-    facts = {
-        "options": options,
-        "code": [*code, library_sha256(Path(research.__file__).parents[1])],
-        "data": data.sha256(),
-        "packages": [version(name) for name in PACKAGES],
-    }
-    digests = (hashlib.sha256(json.dumps(fact).encode()).digest() for fact in facts.values())
-    rows = workers.gather(*(int.from_bytes(digest[:7], "big") for digest in digests))
+    facts = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+    facts |= {"code": [*code, library_sha256(Path(research.__file__).parents[1])]}
+    facts |= {"data": data.sha256()} | {name: version(name) for name in PACKAGES}
+    own = {name: json.dumps(fact) for name, fact in facts.items()}
+    of_chief = json.loads(workers.from_chief(json.dumps(own).encode()))
+    rows = workers.gather(*(own.get(name) != fact for name, fact in of_chief.items()))
     for number, row in enumerate(rows):
-        different = [name for name, same in zip(facts, row == rows[0], strict=True) if not same]
-        if different:
+        if row.any():
+            different = [name for name, differs in zip(of_chief, row, strict=True) if differs]
             raise InputError(
-                f"{workers.name(number)} has other {' and '.join(different)} than the chief: give "
-                "all workers the same command, code, data and versions"
+                f"{workers.name(number)} has not the chief's {', '.join(different)}: give all "
+                "workers the same command, code, data and versions"
             )
 
 
