@@ -21,7 +21,7 @@ from research.stderr import show_error
 from research.verbs import Launch
 
 # Workers that have not ended so long after a signal, or after one of them has failed, are killed.
-SECONDS_TO_END = 30
+SECONDS_TO_END = 25
 _LAST_LINES = 20
 STRATEGY = ("--strategy", "multi_worker")
 
@@ -60,10 +60,11 @@ def run(asked: Launch, screen: Screen) -> None:
             outputs[number].seek(0)
             for line in outputs[number].read().strip().splitlines()[-_LAST_LINES:]:
                 show_error(f"worker {number}: {line}")
-    for number, status in enumerate(statuses):
-        if status < 0:
-            name = f"worker {number}" if number else "the chief"
-            show_error(f"error: {name} was killed by {signal.Signals(-status).name}")
+    if any(statuses) and stop.is_set():
+        raise SystemExit(stop.exit_status)
+    first, status = name(order[0]), statuses[order[0]]
+    if status < 0:
+        show_error(f"error: {first} was killed by {signal.Signals(-status).name}")
     if any(statuses):
         raise SystemExit(max(statuses) if min(statuses) >= 0 else 1)
 
@@ -112,10 +113,18 @@ def wait(workers: Sequence[subprocess.Popen[bytes]], stop: StopRequest) -> list[
             for worker in workers:
                 worker.send_signal(stop.signal)
         if time.monotonic() > until:
-            for worker in workers:
-                worker.kill()
+            until = float("inf")
+            for number, worker in enumerate(workers):
+                if number not in order:
+                    show_error(f"{name(number)} has not ended after {SECONDS_TO_END} s: killed")
+                    worker.kill()
         time.sleep(0.05)
     return order
+
+
+def name(number: int) -> str:
+    """A worker as people know it."""
+    return f"worker {number}" if number else "the chief"
 
 
 def to_explain(order: Sequence[int], statuses: Sequence[int]) -> list[int]:

@@ -6,11 +6,14 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from research.comparing.trainings import thread_variables
 from research.errors import InputError
@@ -153,6 +156,54 @@ def test_a_signal_at_one_worker_stops_all_after_the_same_step(
     newest = max((tmp_path / "run" / "checkpoints").iterdir())
     assert newest.name == f"step-{int(found[1]):08d}.safetensors"
     assert len(set(steps_of(tmp_path / "run"))) == len(steps_of(tmp_path / "run"))
+
+
+@pytest.fixture
+def two_machines() -> Iterator[list[str]]:
+    """Two network namespaces with a cable between them, as root on Linux; their names."""
+    if shutil.which("ip") is None or os.geteuid():
+        pytest.skip("network namespaces need ip, and root")
+    names = [f"machine-{os.getpid()}-{number}" for number in range(2)]
+    ends = [f"end{number}-{os.getpid()}" for number in range(2)]
+    commands = [f"link add {ends[0]} type veth peer name {ends[1]}"]
+    for number, (name, end) in enumerate(zip(names, ends, strict=True)):
+        commands += [f"netns add {name}", f"link set {end} netns {name}"]
+        commands += [f"-n {name} addr add 10.77.0.{number + 1}/24 dev {end}"]
+        commands += [f"-n {name} link set {device} up" for device in ("lo", end)]
+    try:
+        for command in commands:
+            subprocess.run(["ip", *command.split()], check=True, capture_output=True)
+        yield names
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"there are no network namespaces here: {error}")
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+@pytest.mark.slow
+def test_only_the_chiefs_machine_needs_the_run(
+    two_machines: list[str], data_file: Path, tmp_path: Path
+) -> None:
+    addresses = ["10.77.0.1:4711", "10.77.0.2:4711"]
+    first = ("--data", data_file, *OPTIONS, "--strategy", "multi_worker", "--run-dir", "run")
+    for options in (first, ("--resume", "run", "--epochs", "3")):
+        processes = []
+        for number, machine in enumerate(two_machines):
+            folder = tmp_path / machine
+            folder.mkdir(exist_ok=True)
+            task = {"type": "worker", "index": number}
+            config = json.dumps({"cluster": {"worker": addresses}, "task": task})
+            command = ["ip", "netns", "exec", machine, sys.executable]
+            command += map(str, [EXPERIMENTS / "mnist_cnn.py", *options])
+            variables = os.environ | thread_variables(1) | {"TF_CONFIG": config}
+            with (tmp_path / f"{machine}.txt").open("wb") as output:
+                streams: dict[str, Any] = {"stdout": output, "stderr": subprocess.STDOUT}
+                processes.append(subprocess.Popen(command, cwd=folder, env=variables, **streams))
+        said = tmp_path / f"{two_machines[0]}.txt"
+        assert [process.wait(200) for process in processes] == [0, 0], said.read_text()
+    assert "Resuming run after step 20" in said.read_text()
+    assert [len(list((tmp_path / machine).iterdir())) for machine in two_machines] == [1, 0]
 
 
 @pytest.mark.slow
