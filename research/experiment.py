@@ -216,13 +216,13 @@ def train_and_judge(
                 screen.log_to(run.path / "log.txt")
                 start_up.done("recording")
                 show_start(screen, run, state, plan)
-            with workers.lost_ones_named(f"go on{workers.on_each}: {go_on}"):
+            remedy = f"go on{workers.on_each}: {go_on}"
+            with workers.lost_ones_named(remedy):
                 train_in_loop(
-                    experiment, begun, state, *splits, plan, workers, stop, screen, start_up
+                    *(experiment, begun, state, *splits, plan, workers, remedy),
+                    *(stop, screen, start_up),
                 )
-                done = int(
-                    state.step.numpy()
-                )  # finish may assign the best weights, of another step
+                done = int(state.step.numpy())  # before finish, which may assign other weights
                 finished = False
                 with stop.leaving():
                     if run is not None and not stop.is_set():
@@ -255,6 +255,7 @@ def train_in_loop(
     validation: Split,
     plan: Plan,
     workers: Workers,
+    remedy: str,
     stop: StopRequest,
     screen: Screen,
     start_up: StartUp,
@@ -274,7 +275,7 @@ def train_in_loop(
     def report_now(done: int) -> bool:
         return stop.is_set() or (run is not None and run.checkpoints.due(done))
 
-    with heard.leaving():
+    with heard.leaving(), workers.watching_others(remedy):
         reports = train(
             *(state, experiment.step, training),
             epochs=config.epochs,

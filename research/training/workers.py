@@ -13,12 +13,16 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from research.errors import InputError, NonFiniteError, WorkerError, one_line
 from research.signals import StopRequest
+from research.stderr import show_error
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +36,7 @@ from tensorflow.python.eager import context
 
 # All workers must have started within so many seconds, and answer within so many.
 SECONDS_TO_START, SECONDS_TO_ANSWER = 120, 10
+SECONDS_BETWEEN_LOOKS = 2
 # On Slurm, the first worker on each machine takes a port from here on, by the number of the job.
 FIRST_PORT, PORTS = 20_000, 10_000
 _PR_SET_PDEATHSIG = 1
@@ -174,6 +179,16 @@ def _lost(error: BaseException, own: int) -> int | None:
     return next((number for number in numbers if number != own), None)
 
 
+def _listens(address: str) -> bool:
+    """Whether somebody listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), SECONDS_TO_ANSWER).close()
+    except OSError:
+        return False
+    return True
+
+
 @dataclasses.dataclass(frozen=True)
 class Workers:
     """The workers of a job, seen by one of them. A program that trains alone is the only one.
@@ -263,6 +278,37 @@ class Workers:
             total = self.strategy.reduce(tf.distribute.ReduceOp.SUM, tf.constant(own), axis=None)
         found: npt.NDArray[Any] = total.numpy()
         return found
+
+    @contextlib.contextmanager
+    def watching_others(self, remedy: str) -> Iterator[None]:
+        """A context for long work without the others: the loss of one ends the process.
+
+        Nobody would hear of the loss before the next collective operation. The chief looks after
+        all others, and they after the chief.
+
+        Args:
+            remedy: what to do then.
+        """
+        left = threading.Event()
+
+        def watch() -> None:
+            lost: list[int] = []
+            while not left.wait(SECONDS_BETWEEN_LOOKS):
+                before = lost
+                others = range(1, len(self.addresses)) if self.is_chief else range(1)
+                lost = [number for number in others if not _listens(self.addresses[number])]
+                if (twice := [number for number in lost if number in before]) and not left.is_set():
+                    name = self.name(twice[0])
+                    show_error(f"error: {name} has ended, or can't be reached; {remedy}")
+                    time.sleep(0.5)  # a thread shows the line
+                    os._exit(1)
+
+        if self.several:
+            threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield
+        finally:
+            left.set()
 
     @contextlib.contextmanager
     def lost_ones_named(self, remedy: str) -> Iterator[None]:
