@@ -17,14 +17,14 @@ from research.config import (
 from research.errors import InputError
 from research.help import options_of, show_help
 from research.screen import Screen, run_and_exit
-from research.verbs import VERBS, Compare, Sweep, Verb, Verify
+from research.verbs import VERBS, Compare, Launch, Sweep, Verb, Verify
 
 import tyro
 
 PROGRAM = "python -m research"
 
 # The verbs that hand the words behind -- to the experiments that they run.
-WITH_OPTIONS = (["verify"], ["compare"], ["sweep"])
+WITH_OPTIONS = (["verify"], ["compare"], ["sweep"], ["launch"])
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def _work(screen: Screen) -> int:
             show_verb(words[0])
             raise SystemExit(0)
         verb: Verb = tyro.cli(Verb, args=words, prog=PROGRAM)
-        if isinstance(verb, Verify | Compare | Sweep):
+        if isinstance(verb, Verify | Compare | Sweep | Launch):
             verb = dataclasses.replace(verb, options=options)
     require_working_directory()
     return 1 if run(verb, screen) is False else 0
@@ -97,7 +97,10 @@ def show_verb(name: str) -> None:
     options = options_of(VERBS[name])
     arguments = [(o.words, o.explanation) for o in options if o.positional]
     others = [(o.words, o.explanation) for o in options if not o.positional]
-    usage = " ".join([PROGRAM, name, *(words for words, _ in arguments), "[OPTIONS]"])
+    words = [*(words for words, _ in arguments), "[OPTIONS]"]
+    if name == "launch":
+        words = ["[OPTIONS]", "EXPERIMENT", "[ITS OPTIONS]"]
+    usage = " ".join([PROGRAM, name, *words])
     show_help(usage, getdoc(VERBS[name]), {"arguments": arguments, "options": others})
 
 
@@ -107,7 +110,13 @@ def getdoc(kind: type) -> str:
 
 
 def divide(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
-    """The words for a verb, and the words behind ``--``: options for the experiments it runs."""
+    """The words for a verb, and those for the experiments that it runs.
+
+    These stand behind ``--``; or, of ``launch``, as of Python itself, behind the experiment's file.
+    """
+    if words[:1] == ["launch"] and "--" not in words:
+        end = next((n for n, word in enumerate(words, 1) if word.endswith(".py")), len(words))
+        return words[:end], tuple(words[end:])
     if words[:1] not in WITH_OPTIONS or "--" not in words:
         return words, ()
     place = words.index("--")

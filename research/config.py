@@ -58,8 +58,9 @@ class Config:
     """Scale gradients with a larger global norm down to this norm."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     """Number format of the arithmetic; weights stay float32."""
-    strategy: Literal["default", "mirrored"] = "default"
-    """One replica, or one on each GPU; without a GPU, mirrored splits the CPU into two."""
+    strategy: Literal["default", "mirrored", "multi_worker"] = "default"
+    """One replica; one on each GPU (without a GPU, mirrored splits the CPU into two); or those of
+    several processes or machines, see runs/README.md."""
     seed: int = 0
     """Decides initial weights, batches, dropout, and what is held out."""
     steps_per_call: int = 10
@@ -197,7 +198,7 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 _FREE_ON_RESUME = frozenset(
     {
         *("epochs", "steps_per_call", "log_every", "checkpoint_every", "keep_checkpoints"),
-        *("patience", "test", "profile", "eager"),
+        *("patience", "test", "profile", "eager", "strategy"),
         "data",  # the path may change; the digest of the data may not
     }
 )

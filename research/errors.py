@@ -41,6 +41,13 @@ class NonFiniteError(ArithmeticError):
     """A value became NaN or infinite. The message names it, and the step where it is known."""
 
 
+class WorkerError(ConnectionError):
+    """Another process of a training on several has ended, or can't be reached.
+
+    The message is one line that names it, and says how to go on from the last checkpoint.
+    """
+
+
 class StorageError(OSError):
     """A file of a run can't be written: no space left, a limit, a failing disk.
 

@@ -15,19 +15,32 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from research import BEGUN
+from research.begin import (
+    Begun,
+    begin_run,
+    command_to_go_on,
+    options_of_chief,
+    without_unseen_run,
+)
 from research.config import Config, parse, require
 from research.data.batches import Plan
 from research.data.dataset import Dataset, Split, hold_out
 from research.data.formats import read_dataset
 from research.data.mnist import load_mnist
-from research.errors import InputError, NonFiniteError, StorageError, in_few_lines, one_line
+from research.errors import (
+    InputError,
+    NonFiniteError,
+    StorageError,
+    WorkerError,
+    in_few_lines,
+    one_line,
+)
 from research.loop import Interrupted, Training, loop
 from research.recording.about import learned
 from research.recording.progress import TrainingProgress, show_start
 from research.recording.replay_bundle import write_replay_bundle
-from research.recording.run import Run, begin
-from research.recording.run_directory import lock_directory, refuse_existing
-from research.recording.start import find_start
+from research.recording.run import Run
+from research.recording.run_directory import refuse_existing
 from research.recording.tensorboard import EMBEDDED
 from research.recording.wall_time import StartUp
 from research.results.evaluation import Validation, embed, validate
@@ -40,6 +53,7 @@ from research.training.profiler import Profile
 from research.training.state import State
 from research.training.strategy import calculates_with_bfloat16, make_strategy
 from research.training.train import Indices, Step, check_accumulation, train
+from research.training.workers import Agreement, Workers, workers_of
 
 import numpy as np
 import numpy.typing as npt
@@ -146,11 +160,12 @@ def _run(experiment: Experiment, arguments: list[str] | None) -> int:
     with Screen() as screen:
         try:
             about = inspect.getdoc(program)
-            config = parse(experiment.config, arguments, about, experiment=file.stem)
+            words = without_unseen_run(sys.argv[1:] if arguments is None else arguments)
+            config = parse(experiment.config, words, about, experiment=file.stem)
             status = train_and_judge(experiment, config, file, screen, start_up)
         except InputError as error:
             status, message = 2, one_line(error)
-        except (NonFiniteError, StorageError) as error:
+        except (NonFiniteError, StorageError, WorkerError) as error:
             status, message = 1, str(error)
         except SystemExit as stop:
             if stop.code:
@@ -180,78 +195,89 @@ def train_and_judge(
     """Trains, exports and evaluates; returns the exit status, 0 if the run has finished."""
     if config.resume is None:
         refuse_existing(config.run_dir)
-    strategy = make_strategy(config.strategy, config.batch_size)
-    data, training, validation = load(config, screen)
-    start_up.done("data")
-    plan = Plan(len(training), config.examples_per_step, config.epochs)
-    refuse_what_does_not_fit(config, plan, screen)
-
-    with StopRequest() as stop, contextlib.ExitStack() as stack:
-        directory = None
-        if config.resume is not None:
-            directory = stack.enter_context(lock_directory(config.resume))
-
-        def built(plan: Plan) -> State:
-            options = dataclasses.replace(config, epochs=plan.epochs)
-            with strategy.scope():
-                return experiment.build(options, plan)
-
-        state = built(plan)
-        check_exportable(experiment.judged(state))
-        # What is not evaluated, or can not be, is refused now and not after an epoch.
-        names = experiment.figure_names(state, validation)
-        if config.holdout:
-            rank_by(*config.selection)(dict.fromkeys(names, 0.0))
-        check_accumulation(state, experiment.step, training, config.accumulate)
-        start = find_start(config, file, data, state, plan, built)
-        if start.finished is not None:
-            screen.say(start.finished)
-            return 0
-        state.assign(start.at.variables.values())
-        start_up.done("network")
-        run = stack.enter_context(begin(start, directory, state))
-        go_on = shlex.join(["python", sys.argv[0], "--resume", str(run.path)])
-        try:
-            screen.log_to(run.path / "log.txt")
-            start_up.done("recording")
-            show_start(screen, run, state, plan)
+    workers = workers_of(make_strategy(config.strategy, config.batch_size))
+    screen.console.quiet = not workers.is_chief
+    with StopRequest(say=workers.is_chief) as stop, contextlib.ExitStack() as stack:
+        with workers.lost_ones_named("see what it says, and start all workers again"):
+            config = options_of_chief(workers, config)
+            data, training, validation = load(config, screen)
             splits = (training, validation)
-            train_in_loop(experiment, state, splits, plan, run, stop, screen, start_up)
-            done = int(state.step.numpy())  # finish may assign the best weights, of another step
-            with stop.leaving():
-                if not stop.is_set():
-                    finish(experiment, state, data, validation, plan, run, screen)
-                    return 0
+            start_up.done("data")
+            plan = Plan(len(training), config.examples_per_step, config.epochs)
+            state, built = build(experiment, config, workers, plan, *splits, screen)
+            begun = begin_run(stack, workers, config, file, data, state, plan, built)
+            if isinstance(begun, str):
+                screen.say(begun)
+                return 0
+        start_up.done("network")
+        run, go_on = begun.run, command_to_go_on(begun.path)
+        try:
+            if run is not None:
+                screen.log_to(run.path / "log.txt")
+                start_up.done("recording")
+                show_start(screen, run, state, plan)
+            remedy = f"go on{workers.on_each}: {go_on}"
+            with workers.lost_ones_named(remedy):
+                train_in_loop(
+                    *(experiment, begun, state, *splits, plan, workers, remedy),
+                    *(stop, screen, start_up),
+                )
+                done = int(state.step.numpy())  # before finish, which may assign other weights
+                finished = False
+                with stop.leaving():
+                    if run is not None and not stop.is_set():
+                        finish(experiment, state, data, validation, plan, run, screen)
+                        finished = True
+                status = workers.status_of_chief(0 if finished else stop.exit_status)
         except NonFiniteError as error:
-            screen.say("Looking for the step in which it happened ...")
-            bundle, what = None, (experiment.step, experiment.indices, training, plan)
-            with stop.leaving():
-                bundle = write_replay_bundle(run, state, *what, reason=str(error))
-                run.failed(str(error), bundle)
-            look = f"look closer: python -m research replay {shlex.quote(str(bundle))}"
-            raise NonFiniteError(f"{error}; {look if bundle else go_on}") from error
+            if run is None or workers.several:
+                alone = shlex.join(["python", sys.argv[0], "--resume", begun.path])
+                look = f"look closer in one process: {alone} --strategy default"
+                if run is not None:
+                    run.failed(str(error), None)
+            else:
+                what = (experiment, state, training, plan)
+                look = keep_for_replay(*what, run, stop, screen, str(error)) or go_on
+            raise NonFiniteError(f"{error}; {look}") from error
         except StorageError as error:
             raise StorageError(f"{error}, then go on: {go_on}") from error
-        screen.say(f"Stopped by {stop} after step {done} of {plan.steps}. Go on: {go_on}")
-        return stop.exit_status
+        if status:
+            where = f"after step {done} of {plan.steps}"
+            screen.say(f"Stopped by {stop} {where}. Go on{workers.on_each}: {go_on}")
+        return status
 
 
 def train_in_loop(
     experiment: Experiment,
+    begun: Begun,
     state: State,
-    splits: tuple[Split, Split],
+    training: Split,
+    validation: Split,
     plan: Plan,
-    run: Run,
+    workers: Workers,
+    remedy: str,
     stop: StopRequest,
     screen: Screen,
     start_up: StartUp,
 ) -> None:
-    """Trains in the experiment's loop, until the loop ends or a signal comes."""
-    config, start = run.start.config, run.start.at
-    repeated = start.validation_due and run.recorder.is_recorded(state)
-    with stop.leaving():
+    """Trains in the experiment's loop, until the loop ends or a signal comes to a worker."""
+    config, start, run = begun.config, begun.at, begun.run
+    agreement = Agreement(workers, stop) if workers.several else None
+    heard = stop if agreement is None else agreement.stop
+
+    def evaluate() -> Validation | None:
+        found = None
+        if not stop.is_set():
+            with stop.leaving():
+                found = experiment.validate(state, validation, training)
+        return found
+
+    def report_now(done: int) -> bool:
+        return stop.is_set() or (run is not None and run.checkpoints.due(done))
+
+    with heard.leaving(), workers.watching_others(remedy):
         reports = train(
-            *(state, experiment.step, splits[0]),
+            *(state, experiment.step, training),
             epochs=config.epochs,
             batch_size=config.examples_per_step,
             accumulate=config.accumulate,
@@ -259,27 +285,86 @@ def train_in_loop(
             steps_per_call=config.steps_per_call,
             report_every=config.log_every,
             early_every=config.checkpoint_interval[0],
-            report_now=lambda done: stop.is_set() or run.checkpoints.due(done),
-            unreported=None if repeated else start.unreported,
-            profile=config.profile and Profile(*config.profile, run.path),
-            show_graph=run.show_graph,
+            report_now=report_now,
+            agree=agreement,
+            unreported=None if start.validation_due and begun.recorded else start.unreported,
+            profile=config.profile and Profile(*config.profile, run.path if run else None),
+            show_graph=run.show_graph if run else lambda graph: None,
             compiled=not config.eager,
         )
         start_up.done("tracing")
         screen.say_folded(f"Ready to train after {start_up}")
-    if stop.is_set():
+    if heard.is_set():
         return
     with TrainingProgress(screen, plan, start.step) as progress:
-        evaluate = functools.partial(experiment.validate, state, splits[1], splits[0])
-        training = Training(evaluate, config, state, reports, *splits, run, progress, stop)
+        trained = Training(
+            *(evaluate, config, state, reports, training, validation, run, progress, heard),
+            at=start,
+            validations=begun.validations,
+            workers=workers,
+        )
         ended = start.ended
         if not ended:
-            with contextlib.suppress(Interrupted):
-                experiment.loop(training)
-                ended = training.ended_by_loop and int(state.step.numpy()) < plan.steps
-        training.save(ended)
-    if not stop.is_set():
+            try:
+                experiment.loop(trained)
+                ended = trained.ended_by_loop and int(state.step.numpy()) < plan.steps
+            except Interrupted:
+                if agreement is not None:
+                    agreement(False, 0.0)
+        trained.save(ended)
+    if not heard.is_set():
         progress.show_end()
+
+
+def keep_for_replay(
+    experiment: Experiment,
+    state: State,
+    training: Split,
+    plan: Plan,
+    run: Run,
+    stop: StopRequest,
+    screen: Screen,
+    reason: str,
+) -> str | None:
+    """Keeps what ``replay`` needs; returns how to look at it, or None if the step is not found."""
+    screen.say("Looking for the step in which it happened ...")
+    bundle, what = None, (experiment.step, experiment.indices, training, plan)
+    with stop.leaving():
+        bundle = write_replay_bundle(run, state, *what, reason=reason)
+        run.failed(reason, bundle)
+    look = f"look closer: python -m research replay {shlex.quote(str(bundle))}"
+    return look if bundle else None
+
+
+def build(
+    experiment: Experiment,
+    config: Config,
+    workers: Workers,
+    plan: Plan,
+    training: Split,
+    validation: Split,
+    screen: Screen,
+) -> tuple[State, Callable[[Plan], State]]:
+    """Builds the state, and refuses what would fail later: in an epoch, say, or at the end.
+
+    Returns:
+        The state, and a function that builds another one, for another plan, to be compared with it.
+    """
+    refuse_what_does_not_fit(config, plan, screen)
+
+    def built(plan: Plan, strategy: tf.distribute.Strategy) -> State:
+        options = dataclasses.replace(config, epochs=plan.epochs)
+        with strategy.scope():
+            return experiment.build(options, plan)
+
+    state = built(plan, workers.strategy)
+    check_exportable(experiment.judged(state))
+    names = experiment.figure_names(state, validation)
+    if config.holdout:
+        rank_by(*config.selection)(dict.fromkeys(names, 0.0))
+    check_accumulation(state, experiment.step, training, config.accumulate)
+    # The chief alone builds another state: without the help of other workers.
+    return state, functools.partial(built, strategy=tf.distribute.get_strategy())
 
 
 def load(config: Config, screen: Screen) -> tuple[Dataset, Split, Split]:

@@ -8,6 +8,7 @@ from typing import Any
 from research.config import Config
 from research.data.batches import Plan
 from research.data.dataset import Split
+from research.recording.checkpoints import Checkpoint
 from research.recording.progress import TrainingProgress
 from research.recording.run import Run
 from research.recording.wall_time import WallTime
@@ -16,6 +17,7 @@ from research.results.selection import own, rank_by, waited
 from research.signals import StopRequest
 from research.training.state import State
 from research.training.train import Report, make_report
+from research.training.workers import Workers
 
 
 def loop(training: Training) -> None:
@@ -40,7 +42,7 @@ class Training:
     report: those depend on the clock and on signals.
 
     Args:
-        evaluate: evaluates the judged model on the validation split.
+        evaluate: evaluates the judged model on the validation split; None if a signal came.
         config: the options of the experiment.
         state: the state, which training changes.
         reports: from ``research.training.train.train``.
@@ -48,7 +50,10 @@ class Training:
         validation: the split to validate on.
         run: where the training is recorded; None for nowhere.
         progress: where the training is shown.
-        stop: the request of a signal to stop.
+        stop: the request of a signal to stop; of several workers, the one that all have heard of.
+        at: the checkpoint from which the training starts or resumes.
+        validations: the validations before it.
+        workers: those that train together. The chief validates, for all.
 
     Attributes:
         state, config: as above.
@@ -57,7 +62,7 @@ class Training:
 
     def __init__(
         self,
-        evaluate: Callable[[], Validation],
+        evaluate: Callable[[], Validation | None],
         config: Config,
         state: State,
         reports: Iterator[Report],
@@ -66,6 +71,9 @@ class Training:
         run: Run | None,
         progress: TrainingProgress,
         stop: StopRequest,
+        at: Checkpoint | None = None,
+        validations: Sequence[Mapping[str, Any]] = (),
+        workers: Workers | None = None,
     ) -> None:
         self.state = state
         self.config = config
@@ -76,8 +84,9 @@ class Training:
         self._progress = progress
         self._stop = stop
         self.wall_time = WallTime()
-        self._validations: list[Mapping[str, Any]] = []
-        self._repeated = None if run is None else interrupted(run, len(training))
+        self._workers = workers
+        self._validations = list(validations)
+        self._repeated = None if at is None else interrupted(at, config, len(training))
         self._last = self._repeated
         self._recorded = self._last is None or (run is not None and run.recorder.is_recorded(state))
         self._breaks = False
@@ -136,8 +145,9 @@ class Training:
     def validate(self) -> None:
         """Evaluates the judged model on the validation split and records the figures.
 
-        Does nothing where that has been done after this step. A signal leaves it in the middle,
-        and the loop with it; a run that is resumed then begins with the same report again.
+        Of several workers the chief evaluates, and all have its figures: other processors may round
+        otherwise. Does nothing where that has been done after this step. A signal leaves it in the
+        middle, and the loop with it; a run that is resumed then begins with the same report again.
 
         Raises:
             Interrupted: after a signal.
@@ -148,20 +158,25 @@ class Training:
         self.wall_time.switch("validation")
         if self._run:
             self._run.recorder.validation_due = True
-        found = None
-        if not self._stop.is_set():
-            with self._stop.leaving():
+        found: Validation | None = None
+
+        def evaluate() -> dict[str, float] | None:
+            nonlocal found
+            if not self._stop.is_set():
                 found = self._evaluate()
-        if found is None:
+            return None if found is None else found.figures
+
+        figures = self._workers.by_chief(evaluate) if self._workers else evaluate()
+        if figures is None:
             raise Interrupted
         self.wall_time.switch("logging")
-        if self._run:
+        if self._run and found is not None:
             self._run.recorder.validation(step, found, self._validation)
         else:
-            self._validations.append({"step": step, **found.figures})
+            self._validations.append({"step": step, **figures})
         # Only held-out examples may select: without them, no validation is the best.
         best = self._run is not None and self._run.checkpoints.best_step == step
-        self._progress.show_validation(step, found.figures, self._validation.name, best)
+        self._progress.show_validation(step, figures, self._validation.name, best)
 
     def patience_over(self) -> bool:
         """Whether the last ``--patience`` validations were no better than an earlier one."""
@@ -183,14 +198,14 @@ class Training:
             self._run.checkpoints.save(self.state, self._last if needed else None, ended)
 
 
-def interrupted(run: Run, examples: int) -> Report | None:
+def interrupted(at: Checkpoint, config: Config, examples: int) -> Report | None:
     """The report in the midst of whose handling a signal interrupted a validation, or None.
 
     Args:
-        run: stands where that happened.
+        at: the checkpoint that was saved where that happened.
+        config: the options of the experiment.
         examples: number of training examples.
     """
-    config, at = run.start.config, run.start.at
     if not (at.validation_due and at.unreported):
         return None
     plan = Plan(examples, config.examples_per_step, config.epochs)

@@ -48,6 +48,11 @@ class Screen:
         # Not console.width: rich takes every terminal of the kind "dumb" for 80 columns wide.
         return shutil.get_terminal_size().columns if self.console.is_terminal else None
 
+    @property
+    def stderr(self) -> int:
+        """The descriptor of standard error as it was, for the processes that a program starts."""
+        return self._stderr.screen
+
     def say(self, line: str, shown: Text | None = None) -> None:
         """Prints a line; above the progress bar, if there is one.
 

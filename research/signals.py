@@ -31,15 +31,17 @@ class StopRequest:
 
     Attributes:
         signal: the first signal that came, or None.
+        place: where it came, for people, if that was another process.
     """
 
     def __init__(self, say: bool = True) -> None:
         self._say = say
         self.signal: signal.Signals | None = None
+        self.place = ""
         self._leaving = False
 
     def __str__(self) -> str:
-        return "no signal" if self.signal is None else self.signal.name
+        return "no signal" if self.signal is None else f"{self.signal.name}{self.place}"
 
     def is_set(self) -> bool:
         """Whether a signal has come."""

@@ -30,6 +30,10 @@ _CHATTER = re.compile(
     rb"|WARNING: All log messages before absl"
     rb"|To enable the following instructions"
     rb"|\s+\[\[\{\{(function_)?node "
+    rb"|Additional GRPC error information|:UNKNOWN:Error received from peer|RPC: /tensorflow\."
+    rb"|The error could be from a previous operation|/job:worker/replica:|The tasks have crashed\."
+    rb"|# of tasks that reached the barrier|The first task at the barrier|Original error:"
+    rb"|This is usually caused by an earlier error| \[type\.googleapis\.com"
 )
 _SECONDS_BETWEEN_LOOKS = 0.2
 # What TensorFlow's import wrote, until a DivertedStderr takes it; and the one that is entered.
@@ -61,24 +65,28 @@ class DivertedStderr:
 
     Args:
         show: is called with each line to show; None writes it to the former standard error.
+
+    Attributes:
+        screen: the descriptor of the former standard error.
     """
 
     def __init__(self, show: Callable[[bytes], None] | None = None) -> None:
-        self._show = show or (lambda line: _write_all(self._screen, line))
+        self._show = show or (lambda line: _write_all(self.screen, line))
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._pending = b""
+        self._in_chatter = False
 
     def __enter__(self) -> DivertedStderr:
         global _diverted  # noqa: PLW0603
         _flush()
-        self._screen = os.dup(2)
+        self.screen = os.dup(2)
         with tempfile.NamedTemporaryFile(prefix="research-") as file:  # stays open without a name
             self._open(Path(file.name), _imported_with)
         os.dup2(self._file.fileno(), 2)
         self._reports_crashes = not faulthandler.is_enabled()
         if self._reports_crashes:
-            faulthandler.enable(self._screen)
+            faulthandler.enable(self.screen)
         self._thread = threading.Thread(target=self._show_until_closing, daemon=True)
         self._thread.start()
         _diverted = self
@@ -88,14 +96,14 @@ class DivertedStderr:
         global _diverted  # noqa: PLW0603
         _diverted = None
         _flush()
-        os.dup2(self._screen, 2)
+        os.dup2(self.screen, 2)
         self._closing.set()
         self._thread.join()
         self._show_new(final=True)
         if self._reports_crashes:
             faulthandler.disable()
         self._close()
-        os.close(self._screen)
+        os.close(self.screen)
 
     def continue_in(self, path: Path) -> None:
         """Copies the content so far to ``path`` and continues there."""
@@ -159,7 +167,10 @@ class DivertedStderr:
             lines = self._pending[:whole].splitlines(keepends=True)
             self._pending = self._pending[whole:]
         for line in lines:
-            if not _CHATTER.match(line):
+            # An empty line belongs to what is before it.
+            if line.strip():
+                self._in_chatter = _CHATTER.match(line) is not None
+            if not self._in_chatter:
                 self._show(line)
 
     def _show_until_closing(self) -> None:

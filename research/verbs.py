@@ -275,6 +275,36 @@ class Sweep:
 
 
 @dataclasses.dataclass(frozen=True)
+class Launch:
+    """Train an experiment on several workers of this machine, as on several machines.
+
+        python -m research launch --workers 2 \\
+            experiments/mnist_cnn.py --epochs 1
+
+    What follows the experiment's file are its own options; --strategy multi_worker is added. The
+    workers divide the cores among them: that is for trying what will run on many machines, and is
+    no faster than --strategy default. The screen shows what the chief prints, and why another
+    worker has failed. Ctrl-C stops all of them after the same step, with one checkpoint; the chief
+    says how to go on. runs/README.md has what to type on several machines.
+    """
+
+    experiment: Annotated[Path, tyro.conf.Positional]
+    """The experiment's file."""
+    workers: int = 2
+    """Number of workers."""
+    threads: int | None = None
+    """Threads of each worker; other numbers give other bits. Default: an equal share of the
+    cores."""
+    options: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    """The experiment's own options, behind its file."""
+
+    def __post_init__(self) -> None:
+        require("workers", self.workers, 1 <= self.workers <= 64, "give 1 to 64")
+        valid = self.threads is None or 1 <= self.threads <= 1024
+        require("threads", self.threads, valid, "give 1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
 class Runs:
     """List runs: how they were trained, what they have come to, and how to go on with them.
 
@@ -428,6 +458,19 @@ class Board:
         require("port", self.port, 0 <= (self.port or 0) < 65536, "give 0 to 65535")
 
 
-Verb = Evaluate | Predict | Verify | Compare | Sweep | Runs | Diff | Rerun | Replay | Bench | Board
+Verb = (
+    Evaluate
+    | Predict
+    | Verify
+    | Compare
+    | Sweep
+    | Launch
+    | Runs
+    | Diff
+    | Rerun
+    | Replay
+    | Bench
+    | Board
+)
 
 VERBS: dict[str, type] = {verb.__name__.lower(): verb for verb in get_args(Verb)}

@@ -13,8 +13,9 @@ import stat
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import research
@@ -116,7 +117,10 @@ def begun(config: Config, dataset: Dataset, state: State, examples: int = 250) -
 
 
 def run_python(
-    *arguments: str | Path, cwd: Path, timeout: float = 200
+    *arguments: str | Path,
+    cwd: Path,
+    timeout: float = 200,
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.CompletedProcess[str]:
     """Runs Python in a process of its own and returns its output."""
     command = [sys.executable, *map(str, arguments)]
@@ -127,7 +131,7 @@ def run_python(
         text=True,
         timeout=timeout,
         check=False,
-        env=os.environ | {"COLUMNS": "200"},
+        env=os.environ | {"COLUMNS": "200"} | dict(variables),
     )
 
 

@@ -107,6 +107,19 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         NonFiniteError: if a variable holds NaN or infinity; nothing is written then.
         StorageError: if the file can't be written.
     """
+    content = checkpoint_content(checkpoint)
+    with storage_errors(path):
+        path.parent.mkdir(exist_ok=True)
+        with replaced_atomically(path) as partial:
+            partial.write_bytes(content)
+
+
+def checkpoint_content(checkpoint: Checkpoint) -> bytes:
+    """The content of a checkpoint's file.
+
+    Raises:
+        NonFiniteError: if a variable holds NaN or infinity.
+    """
     if (name := non_finite(checkpoint.variables)) is not None:
         raise NonFiniteError(f"{name} holds NaN or infinity after step {checkpoint.step}")
     arrays = dict(checkpoint.variables)
@@ -125,13 +138,9 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     }
     text = json.dumps(about, allow_nan=False)
     header = {"about": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-    content = safetensors.numpy.save(
+    return safetensors.numpy.save(
         {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in arrays.items()}, header
     )
-    with storage_errors(path):
-        path.parent.mkdir(exist_ok=True)
-        with replaced_atomically(path) as partial:
-            partial.write_bytes(content)
 
 
 def read_checkpoint(path: Path, state: State, run: str | None = None) -> Checkpoint:

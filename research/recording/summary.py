@@ -232,7 +232,7 @@ def _with_end(known: Summary, log: str) -> Summary:
         said = error.partition("\nThe whole traceback")[0].splitlines()
         reason = ": ".join(line for line in said if not line.startswith(" "))  # without the code
         return dataclasses.replace(known, status="failed", reason=reason[:300])
-    if stopped := re.search(r"^Stopped by (\w+) after (?:step )?(\d+) of (\d+)", log, re.M):
+    if stopped := re.search(r"^Stopped by (.+?) after (?:step )?(\d+) of (\d+)", log, re.M):
         step, steps = int(stopped[2]), int(stopped[3])
         why = f"by {stopped[1]}"
         return dataclasses.replace(known, status="stopped", reason=why, step=step, steps=steps)

@@ -14,11 +14,14 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """Steps ``first`` to ``last``, counted from 1, and the directory for their profile."""
+    """Steps ``first`` to ``last``, counted from 1, and the directory for their profile.
+
+    Of several workers only the chief has a directory; the others only make the same calls.
+    """
 
     first: int
     last: int
-    folder: Path
+    folder: Path | None
 
 
 class Profiler:
@@ -49,12 +52,13 @@ class Profiler:
     def around(self, done: int) -> Iterator[None]:
         """A context for the call after ``done`` steps; profiles the call if it is in range."""
         profile = self._profile
-        if profile is None or not profile.first <= done + 1 <= profile.last:
+        folder = None if profile is None else profile.folder
+        if profile is None or folder is None or not profile.first <= done + 1 <= profile.last:
             yield
             return
         if not self._running:
-            with storage_errors(profile.folder, tf.errors.OpError):
-                tf.profiler.experimental.start(str(profile.folder))
+            with storage_errors(folder, tf.errors.OpError):
+                tf.profiler.experimental.start(str(folder))
             self._running = True
         with tf.profiler.experimental.Trace("train", step_num=done + 1, _r=1):
             yield
@@ -68,7 +72,7 @@ class Profiler:
         self._stop()
 
     def _stop(self) -> None:
-        if self._running and self._profile is not None:
+        if self._running and self._profile is not None and self._profile.folder is not None:
             self._running = False
             with storage_errors(self._profile.folder, tf.errors.OpError):
                 tf.profiler.experimental.stop()

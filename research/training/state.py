@@ -58,9 +58,10 @@ class State:
         loss: a function (labels [B, 10], logits [B, 10]) -> [B], each example's loss; the step
             takes the mean. A Keras ``Loss`` must have ``reduction="none"``: with any other, Keras
             would also divide by the number of replicas.
-        optimizer: any Keras optimizer; None if the step changes the weights itself. For a float16
-            model it is wrapped here in ``tf.keras.optimizers.LossScaleOptimizer``, which skips the
-            update of a step whose gradients overflow, and adjusts the loss scale.
+        optimizer: any Keras optimizer; None if the step changes the weights itself. On several
+            replicas its ``apply`` takes averaged gradients. For a float16 model it is wrapped here
+            in ``tf.keras.optimizers.LossScaleOptimizer``, which skips the update of a step whose
+            gradients overflow, and adjusts the loss scale.
         seed: the run's seed, 0 to 2**31 - 1. Seed and step decide all random numbers.
         clip_norm: gradients with a larger global norm are scaled down to this norm; None for never.
         options: any values that the step reads, such as the experiment's configuration.
@@ -136,6 +137,12 @@ class State:
             object.__setattr__(self, "optimizer", scaled)
         if not self.optimizer.built:
             self.optimizer.build(self.model.trainable_variables)
+        if self.strategy.num_replicas_in_sync > 1:
+            # ``reduce`` averages: Keras would add over the replicas again, and send as much again.
+            inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+            inner._all_reduce_sum_gradients = lambda gradients_and_variables: (
+                gradients_and_variables
+            )
 
     def variables(self) -> dict[str, Any]:
         """All variables that training changes, by name: the content of a checkpoint.
@@ -288,9 +295,6 @@ class State:
                 gradients = [g * scale for g in gradients]  # the optimizer will divide by it
             if self.part is not None and not self.part.is_last:
                 return measured | found
-            replicas = self.strategy.num_replicas_in_sync
-            if replicas > 1:
-                gradients = [g / replicas for g in gradients]  # the optimizer will sum over them
             self.optimizer.apply(gradients, self.model.trainable_variables)
             return measured | found
 

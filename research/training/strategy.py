@@ -7,30 +7,44 @@ from typing import Literal
 
 from research.errors import InputError
 from research.processor import has_bfloat16
+from research.training.workers import cluster, join
 
 import tensorflow as tf
 
+StrategyName = Literal["default", "mirrored", "multi_worker"]
 
-def make_strategy(name: Literal["default", "mirrored"], batch_size: int) -> tf.distribute.Strategy:
-    """A ``tf.distribute`` strategy: one replica, or one on each GPU.
+
+def make_strategy(name: StrategyName, batch_size: int) -> tf.distribute.Strategy:
+    """A ``tf.distribute`` strategy: one replica; one on each GPU; or those of several workers.
 
     Without a GPU, ``"mirrored"`` divides the CPU into two logical devices, so that code for several
-    replicas can be tried on any machine. Call this before TensorFlow is used.
+    replicas can be tried on any machine, and each worker has one replica. ``"multi_worker"`` waits
+    for the other workers. Call this before TensorFlow is used.
 
     Raises:
-        InputError: if a batch has fewer examples than there are replicas.
+        InputError: if a batch has fewer examples than there are replicas, or for ``"multi_worker"``
+            see ``workers.cluster`` and ``workers.join``.
     """
     if name == "default":
         return tf.distribute.get_strategy()
+    if name == "multi_worker":
+        addresses, number = cluster()
+        gpus = len(tf.config.list_physical_devices("GPU"))
+        _refuse_fewer_examples(name, batch_size, len(addresses) * max(1, gpus))
+        return join(addresses, number)
     divide_cpu()
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     devices = [device.name for device in tf.config.list_logical_devices(kind)]
-    if batch_size < len(devices):
+    _refuse_fewer_examples(name, batch_size, len(devices))
+    return _mirrored(tuple(devices))
+
+
+def _refuse_fewer_examples(name: str, batch_size: int, replicas: int) -> None:
+    if batch_size < replicas:
         raise InputError(
-            f"--batch-size {batch_size}: --strategy {name} has {len(devices)} replicas here; "
+            f"--batch-size {batch_size}: --strategy {name} has {replicas} replicas here; "
             "give each at least one example"
         )
-    return _mirrored(tuple(devices))
 
 
 def divide_cpu() -> None:

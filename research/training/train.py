@@ -22,6 +22,7 @@ from research.training.graph import with_names_of_the_code
 from research.training.profiler import Profile, Profiler
 from research.training.returned import sorted_by_kind
 from research.training.state import Part, State
+from research.training.workers import workers_of
 
 import numpy as np
 import numpy.typing as npt
@@ -175,6 +176,7 @@ def train(
     report_every: int = 20,
     early_every: int | None = None,
     report_now: Callable[[int], bool] = lambda done: False,
+    agree: Callable[[bool, float], tuple[bool, float]] | None = None,
     unreported: Unreported | None = None,
     profile: Profile | None = None,
     show_graph: Callable[[tf.compat.v1.GraphDef], None] = lambda graph: None,
@@ -209,6 +211,8 @@ def train(
         early_every: an early report is made every ``early_every`` steps; None for never.
         report_now: a function of the number of steps done, called after every call; an early report
             is made if it returns True.
+        agree: with several workers, a function of whether this one wants an early report and of the
+            seconds of the last call, which returns both as all workers agree on them.
         unreported: the measurements of the early report that ``state`` was saved after, if any.
         profile: which steps to profile, if any.
         show_graph: is called once with the ``GraphDef`` of the traced step.
@@ -254,8 +258,11 @@ def train(
                     elapsed = time.perf_counter() - begun
                 seconds += elapsed
                 done += call.steps
+                early = not call.reaches and report_now(done)
+                if agree is not None:
+                    early, elapsed = agree(early, elapsed)
                 steps_in_time = max(1, int(SECONDS_PER_CALL / elapsed * call.steps))
-                if not call.reaches and not report_now(done):
+                if not call.reaches and not early:
                     continue
                 last_step = None
                 if call.looked_at:
@@ -399,7 +406,15 @@ def _one_step(
         scalars[INPUT_SECONDS] = input_seconds
         return scalars, others
 
-    def one_replica(batch: tf.Tensor) -> Returned:
+    names: list[str] = []
+
+    def one_replica(batch: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        scalars, others = on_replica(batch)
+        names.clear()
+        names.extend(scalars)
+        return tf.stack([scalars[name] for name in names]), others
+
+    def on_replica(batch: tf.Tensor) -> Returned:
         if parts == 1:
             return one_part(dataclasses.replace(state, indices=batch))
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
@@ -421,9 +436,10 @@ def _one_step(
         return _over_parts([scalars for scalars, _ in of_parts], shares), of_parts[-1][1]
 
     def one_step(positions: tf.Tensor) -> Returned:
-        scalars, others = state.strategy.run(one_replica, args=(positions,))
-        add = tf.distribute.ReduceOp.SUM
-        scalars = {k: state.strategy.reduce(add, v, axis=None) for k, v in scalars.items()}
+        stacked, others = state.strategy.run(one_replica, args=(positions,))
+        # One reduction of all: each costs a message to every worker.
+        total = state.strategy.reduce(tf.distribute.ReduceOp.SUM, stacked, axis=None)
+        scalars = dict(zip(names, tf.unstack(total, len(names)), strict=True))
         scalars[EXAMPLES] = tf.cast(tf.size(positions), tf.float32)
         state.step.assign_add(1)
         first = {k: state.strategy.experimental_local_results(v)[0] for k, v in others.items()}
@@ -613,11 +629,20 @@ def _check_changed(state: State, before: list[tf.Tensor], history: History) -> N
 
 
 def _check_copies(state: State) -> None:
-    """Raises RuntimeError if the replicas' copies of a variable differ."""
+    """Raises RuntimeError if the replicas' copies of a variable differ, here or at other workers.
+
+    Workers with other processors round otherwise: their copies may differ a little.
+    """
+    workers = workers_of(state.strategy)
     for name, variable in state.variables().items():
         mirrored = variable.value if isinstance(variable, tf.keras.Variable) else variable
-        first, *others = state.strategy.experimental_local_results(mirrored)
-        if any(not np.array_equal(first, other) for other in others):
+        copies = state.strategy.experimental_local_results(mirrored)
+        first, *others = (copy.numpy() for copy in copies)
+        drifted = any(not np.array_equal(first, other) for other in others)
+        if workers.several and first.dtype.kind == "f":
+            mean = workers.sum(first) / len(workers.addresses)
+            drifted |= not np.allclose(first, mean, rtol=0, atol=1e-3 * np.abs(mean).max(initial=0))
+        if drifted:
             raise RuntimeError(
                 f"{name} has drifted apart on the replicas: change it by the same values on all, "
                 "such as means over tf.distribute.get_replica_context().all_reduce, or with "
