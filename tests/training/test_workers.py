@@ -24,6 +24,8 @@ import pytest
 from conftest import EXPERIMENTS, RunHere, run_python
 
 OPTIONS = ("--epochs", "2", "--batch-size", "32", "--dense-width", "8", "--log-every", "4")
+# How many SIGKILLs of workers a slow test survives.
+KILLS = int(os.environ.get("KILLS", "6"))
 # No job takes longer to end after one of its workers.
 SECONDS_TO_END = 30
 
@@ -210,7 +212,7 @@ def test_only_the_chiefs_machine_needs_the_run(
 def test_a_job_whose_workers_are_killed_ends_as_an_undisturbed_one(
     data_file: Path, tmp_path: Path
 ) -> None:
-    """Twenty kills of a random worker, at random moments from the first import to the export."""
+    """Kills of a random worker, at random moments from the first import to the export."""
     options = (*OPTIONS, "--holdout", "50", "--checkpoint-every", "3", "--epochs", "6")
     first = ("--data", data_file, *options, "--run-dir")
     undisturbed = Job(tmp_path, *first, "undisturbed")
@@ -220,7 +222,7 @@ def test_a_job_whose_workers_are_killed_ends_as_an_undisturbed_one(
         run = tmp_path / f"run-{number}"
         while not (run / "finished.json").exists():
             job = Job(tmp_path, *(("--resume", run) if run.exists() else (*first, run)))
-            if kills < 20:
+            if kills < KILLS:
                 kills += 1
                 job.wait_for(moments.choice(["images", "Ready", "Ready", "Ready", "epoch"]))
                 time.sleep(moments.uniform(0, 6))
@@ -236,5 +238,5 @@ def test_a_job_whose_workers_are_killed_ends_as_an_undisturbed_one(
                 assert job.ends(300) == 0, job.said()
         assert left_by(run) == expected
         assert len(set(steps_of(run))) == len(steps_of(run))
-        if kills == 20:
+        if kills == KILLS:
             return
