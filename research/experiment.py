@@ -59,6 +59,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+_START_AGAIN = "see what it says, and start all workers again"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -197,13 +199,14 @@ def train_and_judge(
         refuse_existing(config.run_dir)
     workers = workers_of(make_strategy(config.strategy, config.batch_size))
     screen.console.quiet = not workers.is_chief
+    with workers.lost_ones_named(_START_AGAIN):
+        config = options_of_chief(workers, config)
+        data, training, validation = load(config, screen)
+    splits = (training, validation)
+    start_up.done("data")
+    plan = Plan(len(training), config.examples_per_step, config.epochs)
     with StopRequest(say=workers.is_chief) as stop, contextlib.ExitStack() as stack:
-        with workers.lost_ones_named("see what it says, and start all workers again"):
-            config = options_of_chief(workers, config)
-            data, training, validation = load(config, screen)
-            splits = (training, validation)
-            start_up.done("data")
-            plan = Plan(len(training), config.examples_per_step, config.epochs)
+        with workers.lost_ones_named(_START_AGAIN):
             state, built = build(experiment, config, workers, plan, *splits, screen)
             begun = begin_run(stack, workers, config, file, data, state, plan, built)
             if isinstance(begun, str):

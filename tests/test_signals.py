@@ -48,6 +48,19 @@ def test_under_nohup_a_lost_terminal_is_ignored() -> None:
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
+def test_ctrl_c_ends_a_download_at_once(
+    run_here: RunHere, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def download(say: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the download goes on")
+
+    monkeypatch.setattr("research.experiment.load_mnist", download)
+    result = run_here(EXPERIMENTS / "mnist_cnn.py")
+    assert (result.status, list(tmp_path.iterdir())) == (130, [])
+    assert result.stderr == "error: interrupted before training began; nothing is lost\n"
+
+
 def stopping(folder: Path, name: str) -> Path:
     """An experiment that sends itself a signal in its step 14."""
     text = (EXPERIMENTS / "mnist_cnn.py").read_text()
