@@ -62,10 +62,10 @@ def run(asked: Launch, screen: Screen) -> None:
                 show_error(f"worker {number}: {line}")
     if any(statuses) and stop.is_set():
         raise SystemExit(stop.exit_status)
-    first, status = name(order[0]), statuses[order[0]]
-    if status < 0:
-        show_error(f"error: {first} was killed by {signal.Signals(-status).name}")
-    if any(statuses):
+    if failed := [number for number in order if statuses[number]]:
+        first, status = name(failed[0]), statuses[failed[0]]
+        if status < 0:
+            show_error(f"error: {first} was killed by {signal.Signals(-status).name}")
         raise SystemExit(max(statuses) if min(statuses) >= 0 else 1)
 
 
