@@ -55,6 +55,7 @@ def test_ctrl_c_ends_a_download_at_once(
         signal.raise_signal(signal.SIGINT)
         pytest.fail("the download goes on")
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     monkeypatch.setattr("research.experiment.load_mnist", download)
     result = run_here(EXPERIMENTS / "mnist_cnn.py")
     assert (result.status, list(tmp_path.iterdir())) == (130, [])
