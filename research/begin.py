@@ -102,7 +102,8 @@ def begin_run(
     if told["finished"] is not None:
         return str(told["finished"])
     at = run.start.at if run is not None else None
-    content = workers.from_chief(b"" if at is None else checkpoint_content(at))
+    if workers.several:  # a program that trains alone need not encode its checkpoint
+        content = workers.from_chief(b"" if at is None else checkpoint_content(at))
     if at is None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "sent.safetensors"
@@ -110,7 +111,7 @@ def begin_run(
             at = read_checkpoint(path, state)
         state.assign(at.variables.values())
     return Begun(
-        config=dataclasses.replace(config, fork=config.fork, at_step=told["at_step"]),
+        config=dataclasses.replace(config, at_step=told["at_step"]),
         at=at,
         validations=told["validations"],
         recorded=told["recorded"],
